@@ -1,0 +1,108 @@
+"""The op table: one signature per operation, an implementation chosen by where the tensors are.
+
+Each operation is stated in plain torch in `reference.py`, which runs on any device and defines the numbers. On CUDA,
+where triton is installed, a kernel of the same signature takes its place. `backend="reference"` or `"triton"` chooses
+by hand (for a comparison; `"triton"` on CPU tensors needs triton's interpreter); there is no global switch, so two
+models in one process cannot disturb each other. Importing this package never imports triton."""
+
+import functools
+from typing import Literal
+
+import torch
+
+from dsv3.kernels import reference
+from dsv3.kernels.grouped_gemm import fp8_grouped_linear, grouped_linear
+from dsv3.kernels.reference import BLOCK, E4M3, E4M3_MAX
+
+__all__ = [
+    "BLOCK",
+    "E4M3",
+    "E4M3_MAX",
+    "Backend",
+    "act_quant",
+    "fp8_gemm",
+    "fp8_grouped_linear",
+    "grouped_linear",
+    "triton_available",
+    "weight_dequant",
+    "weight_quant",
+]
+
+Backend = Literal["reference", "triton"]
+
+
+@functools.cache
+def triton_available() -> bool:
+    """Whether triton can be imported; tried at the first CUDA tensor, never before."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _use_triton(x: torch.Tensor, backend: Backend | None) -> bool:
+    if backend not in (None, "reference", "triton"):
+        raise ValueError(f"backend is {backend!r}; expected None, 'reference' or 'triton'")
+    if backend is None:
+        return x.is_cuda and triton_available()
+    if backend == "triton" and not triton_available():
+        raise ValueError(
+            "backend is 'triton', but triton cannot be imported here; install it or leave the backend open"
+        )
+    return backend == "triton"
+
+
+def act_quant(
+    x: torch.Tensor, block: int = BLOCK, scale_fmt: str | None = None, *, backend: Backend | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (..., K) -> e4m3 codes (..., K), FP32 scales (..., ceil(K/block)); one scale per row and `block` columns."""
+    if _use_triton(x, backend):
+        from dsv3.kernels import quant
+
+        return quant.act_quant(x, block, scale_fmt)
+    return reference.act_quant(x, block, scale_fmt)
+
+
+def weight_quant(
+    w: torch.Tensor, block: int = BLOCK, scale_fmt: str | None = None, *, backend: Backend | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """w (..., N, K) -> e4m3 codes (..., N, K), FP32 scales (..., ceil(N/block), ceil(K/block))."""
+    if _use_triton(w, backend):
+        from dsv3.kernels import quant
+
+        return quant.weight_quant(w, block, scale_fmt)
+    return reference.weight_quant(w, block, scale_fmt)
+
+
+def weight_dequant(
+    q: torch.Tensor,
+    s: torch.Tensor,
+    block: int = BLOCK,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """Codes q (..., N, K) and their scales -> weights (..., N, K) of `dtype`."""
+    if _use_triton(q, backend):
+        from dsv3.kernels import quant
+
+        return quant.weight_dequant(q, s, block, dtype)
+    return reference.weight_dequant(q, s, block, dtype)
+
+
+def fp8_gemm(
+    a: torch.Tensor,
+    a_s: torch.Tensor,
+    b: torch.Tensor,
+    b_s: torch.Tensor,
+    out_dtype: torch.dtype = torch.bfloat16,
+    *,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """a (..., K) @ b (N, K).T from e4m3 codes and scales (1x128 for a, 128x128 for b), accumulated in FP32."""
+    if _use_triton(a, backend):
+        from dsv3.kernels import gemm
+
+        return gemm.fp8_gemm(a, a_s, b, b_s, out_dtype)
+    return reference.fp8_gemm(a, a_s, b, b_s, out_dtype)
