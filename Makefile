@@ -1,0 +1,85 @@
+# The face of the project: `make demo` and `make test` work on a machine that has only Python >= 3.11 and make.
+# Every target first makes sure of .venv through a stamp file, so that nothing is installed twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LAB_READY := $(VENV)/.lab-ready
+
+# Two processes share the cores in `make test`, and one thread each is the fastest there; it also makes results repeat.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+# The chapters of `make demo`: one opening per language, its expert load drawn into out/.
+OUT := out
+
+export PYTHONUTF8 := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types imports lab bench train-tiny clean distclean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+# ------------------------------------------------------------------------------------------------------- environment
+
+# torch comes first and by exact version, with every other version held by the same file: any later requirement that only
+# says "torch" is then already met, and no resolver replaces it by another build.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dsv3 needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=python3.12 or the like" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c requirements.txt "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(LAB_READY): $(READY) requirements-lab.txt
+	$(BIN)/python -m pip install --quiet -c requirements.txt -r requirements-lab.txt
+	@touch $@
+
+# ---------------------------------------------------------------------------------------------------------- the work
+
+demo: $(READY) ## continue a story in English, Spanish and Chinese with the embedded model, and show its expert load
+	@mkdir -p $(OUT)
+	@$(BIN)/dsv3 generate "Once upon a time" --max-new-tokens 80 --temperature 0.7 --seed 1 --show-experts --save-plot $(OUT)/experts_en.png
+	@$(BIN)/dsv3 generate "Había una vez" --max-new-tokens 80 --temperature 0.7 --seed 1 --show-experts --save-plot $(OUT)/experts_es.png
+	@$(BIN)/dsv3 generate "从前有一个" --max-new-tokens 80 --temperature 0.7 --seed 1 --show-experts --save-plot $(OUT)/experts_zh.png
+
+# The checks run before the tests whatever -j says, so the last line printed is pytest's.
+test: lint types imports ## every check, then every test: what CI runs
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
+
+lint: $(READY) ## format and lint, without changing a file
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY) ## format the code and apply the safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(READY) ## pyright: standard on the package, strict where pyproject.toml says so
+	$(BIN)/pyright
+
+imports: $(READY) ## the import contracts of pyproject.toml (docs/architecture.md)
+	$(BIN)/lint-imports
+
+lab: $(LAB_READY) ## JupyterLab with dsv3 importable
+	$(BIN)/jupyter lab
+
+bench: $(READY) ## tokens per second on this CPU, beside transformers with the same weights
+	$(BIN)/python benchmarks/cpu_decode.py
+
+train-tiny: $(READY) ## train the embedded model's shape on text of your own: make train-tiny DATA=folder
+	@test -n "$(DATA)" || { echo "say which text: make train-tiny DATA=folder (see 'dsv3 train --help')" >&2; exit 2; }
+	$(BIN)/dsv3 train --config configs/config_tiny.json --data "$(DATA)" --out $(OUT)/tiny
+
+clean: ## remove caches and what the targets wrote; the environment stays
+	rm -rf $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find dsv3 tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)
