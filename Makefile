@@ -61,7 +61,7 @@ format: $(READY) ## format the code and apply the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(READY) ## pyright: standard on the package, strict where pyproject.toml says so
+types: $(READY) ## pyright, strict on the package
 	$(BIN)/pyright
 
 imports: $(READY) ## the import contracts of pyproject.toml (docs/architecture.md)
