@@ -373,27 +373,109 @@ class EngineConfig(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Record):
-    """One training run. Rates and losses follow V3 §4.2 in the names and are sized for the embedded model."""
+    """One training run. Rates and losses follow V3 §4.2 in the names and are sized for the embedded model.
+
+    Where: ``model`` is a file of ModelConfig keys, ``data`` a directory of prepared tokens, ``out`` receives log,
+    states and export. Batches: a step takes ``batch_tokens`` (over all ranks), in micro-batches whose gradients are
+    summed, as sequences of ``seq_len``. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last
+    ``decay_fraction`` down to ``min_lr_ratio``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x
+    sequence-wise balance; ``bias_update`` is gamma, zero for the last ``bias_freeze_fraction`` of the run.
+
+    ``max_seconds`` bounds the whole run, resumed parts included: the schedule follows the larger of the shares of steps
+    and of time, so it always ends at its end. ``stop_at_seconds`` bounds this process only: it saves a state to resume.
+    """
 
     model: str = "configs/config_tiny.json"
     data: str = "data"
     out: str = "runs/tiny"
     seed: int = 0
+    init_std: float = 0.02
     seq_len: int = 1024
     batch_tokens: int = 65536
     micro_batch_tokens: int = 65536
     total_steps: int = 4000
     warmup_steps: int = 200
-    decay_fraction: float = 0.3
-    lr: float = 1.5e-3
+    decay_fraction: float = 0.5
+    lr: float = 2e-3
     min_lr_ratio: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.95
+    eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    moments: Literal["fp32", "bf16"] = "fp32"
     mtp_weight: float = 0.3
     bias_update: float = 0.001
+    bias_freeze_fraction: float = 0.03
     balance_weight: float = 0.0001
+    loss_chunk: int = 8192
     compile: bool = False
     device: str | None = None
-    dtype: str = "bf16"
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    max_seconds: float | None = None
+    stop_at_seconds: float | None = None
+    log_every: int = 10
+    eval_every: int = 250
+    eval_tokens: int = 262144
+    save_every: int = 500
+    keep: int = 2
+    export: Literal["fp8", "bf16", "fp32"] = "fp8"
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    @property
+    def n_micro_batches(self) -> int:
+        """Micro-batches in a step, over all ranks."""
+        return self.batch_tokens // self.micro_batch_tokens
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences in a micro-batch."""
+        return self.micro_batch_tokens // self.seq_len
+
+    def validate(self) -> None:
+        """Raise ConfigError naming the values that cannot be, and the remedy."""
+        positive = "seq_len batch_tokens micro_batch_tokens total_steps loss_chunk log_every eval_every eval_tokens"
+        for key in (positive + " save_every keep").split():
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        for key in ("init_std", "lr", "eps", "clip"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it must be above 0")
+        for key in ("seed", "warmup_steps", "weight_decay", "mtp_weight", "bias_update", "balance_weight"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it must not be negative")
+        for key in ("decay_fraction", "min_lr_ratio", "bias_freeze_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it is a share: 0 to 1")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}; a moving average needs 0 or more and less than 1")
+        for key in ("max_seconds", "stop_at_seconds"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{key} is {value}; it must be above 0, or unset for no limit")
+        for key, allowed in (
+            ("moments", ("fp32", "bf16")),
+            ("dtype", ("bf16", "fp32")),
+            ("export", ("fp8", "bf16", "fp32")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; choose one of {allowed}")
+        for whole, part in (("batch_tokens", "micro_batch_tokens"), ("micro_batch_tokens", "seq_len")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ConfigError(
+                    f"{whole} = {getattr(self, whole)} is no multiple of {part} = {getattr(self, part)}: change either"
+                )
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """From a file of these keys; its ``model`` is relative to the file. Raises ConfigError with the file's name."""
+        values = read_json(path)
+        if isinstance(values.get("model"), str):
+            values["model"] = str(Path(path).parent / values["model"])
+        try:
+            return cls._from_keys(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
