@@ -1,0 +1,138 @@
+"""Multi-head latent attention (V3 §2.1.1, Eq. 1-11).
+
+Keys and values of all heads are rebuilt from one small vector per token, the latent c_kv (C wide), plus one rotated key
+k_pe (R wide) that all heads share. Only these C + R values are cached. Two ways to attend, equal in exact arithmetic:
+
+expanded   k_h = [W_uk_h c_kv ; k_pe],  v_h = W_uv_h c_kv,  then ordinary attention with H heads.
+           Each cached token is expanded once; cheap per query: right for long chunks and for training.
+absorbed   q_h . W_uk_h c_kv = (W_uk_h^T q_h) . c_kv: move W_uk to the query and W_uv behind the softmax. Every head then
+           reads the same cache, as in multi-query attention, and nothing is expanded: right for decoding.
+
+Rotation cannot move across W_uk, which is why position lives in separate dimensions (the "decoupled" rope).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsv3.config import ModelConfig
+from dsv3.layers.basic import RMSNorm
+from dsv3.layers.cache import AttnContext, SequenceGroup
+from dsv3.layers.linear import Linear, RowParallelLinear, column_parallel
+from dsv3.layers.rope import rotate
+from dsv3.parallel.group import Parallel
+from dsv3.probe import Tap
+
+
+class MLA(nn.Module):
+    """x (B, S, D) without a context (whole sequences, causal), or (T, D) with one (new tokens of a paged batch).
+
+    ``layer`` is this layer's row in the cache. Taps: q_nope, q_pe, c_kv, k_pe; attention probabilities as
+    probs_BSHL (absorbed path only).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
+        super().__init__()
+        self.tap = Tap()
+        self.layer = layer
+        self.H = parallel.tp.split(config.n_heads, "n_heads")
+        self.C, self.N, self.R, self.P = (
+            config.kv_lora_rank,
+            config.qk_nope_head_dim,
+            config.qk_rope_head_dim,
+            config.v_head_dim,
+        )
+        self.softmax_scale = config.softmax_scale
+        # Multiply-adds per head: absorbed S L (2C + R), expanded S L (N + R + P) + L C (N + P). They cross at this S.
+        saved = (2 * self.C + self.R) - (self.N + self.R + self.P)
+        self.expand_above = self.C * (self.N + self.P) / saved if saved > 0 else float("inf")
+        D, Q, act = config.dim, config.q_lora_rank, torch.bfloat16 if dtype.itemsize == 1 else dtype
+        options = {"dtype": dtype, "scale_fmt": config.scale_fmt}
+        self.wq: Linear | None = None
+        if Q:
+            self.wq_a = Linear(D, Q, **options)
+            self.q_norm = RMSNorm(Q, config.norm_eps, dtype=act)
+            self.wq_b = column_parallel(Q, config.n_heads * config.qk_head_dim, **options, tp=parallel.tp)
+        else:
+            self.wq = column_parallel(D, config.n_heads * config.qk_head_dim, **options, tp=parallel.tp)
+        self.wkv_a = Linear(D, config.latent_dim, **options)
+        self.kv_norm = RMSNorm(self.C, config.norm_eps, dtype=act)
+        self.wkv_b = column_parallel(self.C, config.n_heads * (self.N + self.P), **options, tp=parallel.tp)
+        self.wo = RowParallelLinear(config.n_heads * self.P, D, **options, tp=parallel.tp)
+        self._absorbed: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, turns: Tensor, ctx: AttnContext | None = None) -> Tensor:
+        """turns: complex rotations of the tokens' positions, (S, R/2) without a context, (T, R/2) with one."""
+        q = self.wq(x) if self.wq is not None else self.wq_b(self.q_norm(self.wq_a(x)))
+        q_nope, q_pe = q.unflatten(-1, (self.H, -1)).split((self.N, self.R), dim=-1)
+        q_pe = rotate(q_pe, turns.unsqueeze(-2))
+        c_kv, k_pe = self.wkv_a(x).split((self.C, self.R), dim=-1)
+        c_kv = self.kv_norm(c_kv)
+        k_pe = rotate(k_pe, turns)
+        if self.tap.listeners:
+            for name, tensor in (("q_nope", q_nope), ("q_pe", q_pe), ("c_kv", c_kv), ("k_pe", k_pe)):
+                self.tap(name, tensor)
+        if ctx is None:
+            o = self._expanded(q_nope, q_pe, c_kv, k_pe, causal=True)
+        else:
+            ctx.cache.write(self.layer, ctx.slots_T, c_kv, k_pe)
+            parts = [self._attend(q_nope[g.rows], q_pe[g.rows], g, ctx) for g in ctx.groups]
+            o = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.wo(o.flatten(-2))
+
+    def _attend(self, q_nope: Tensor, q_pe: Tensor, group: SequenceGroup, ctx: AttnContext) -> Tensor:
+        """Queries (B*S, H, .) of one group against its cached tokens -> (B*S, H, P)."""
+        latent_BLc = ctx.cache.read(self.layer, group.slots).to(q_nope.dtype)
+        if group.S > self.expand_above:
+            c_kv_BLC, k_pe_BLR = latent_BLc.split((self.C, self.R), dim=-1)
+            q_nope, q_pe = (q.unflatten(0, (group.B, group.S)) for q in (q_nope, q_pe))
+            return self._expanded(q_nope, q_pe, c_kv_BLC, k_pe_BLR, mask_BSL=group.mask_BSL).flatten(0, 1)
+        return self._absorb(q_nope, q_pe, latent_BLc, group)
+
+    def _expanded(
+        self,
+        q_nope: Tensor,
+        q_pe: Tensor,
+        c_kv: Tensor,
+        k_pe: Tensor,
+        *,
+        causal: bool = False,
+        mask_BSL: Tensor | None = None,
+    ) -> Tensor:
+        """q_nope (B,S,H,N), q_pe (B,S,H,R), c_kv (B,L,C), k_pe (B,L,R) -> (B,S,H,P). causal: S = L, no look ahead."""
+        k_nope, v = self.wkv_b(c_kv).unflatten(-1, (self.H, -1)).split((self.N, self.P), dim=-1)
+        k = torch.cat((k_nope, k_pe.unsqueeze(-2).expand(-1, -1, self.H, -1)), dim=-1)
+        q = torch.cat((q_nope, q_pe), dim=-1)
+        o = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=None if mask_BSL is None else mask_BSL.unsqueeze(1).to(q.dtype),
+            is_causal=causal,
+            scale=self.softmax_scale,
+        )
+        return o.transpose(1, 2)
+
+    def _absorb(self, q_nope: Tensor, q_pe: Tensor, latent_BLc: Tensor, group: SequenceGroup) -> Tensor:
+        """As one-key, many-query attention in the latent space. q (T, H, .) with T = B*S -> (T, H, P)."""
+        w_uk_HNC, w_uv_HCP = self._absorbed or self.prepare()
+        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk_HNC).transpose(0, 1)
+        q_BXc = torch.cat((q_latent, q_pe), dim=-1).view(group.B, -1, self.C + self.R)  # X = S * H
+        scores_BXL = torch.bmm(q_BXc, latent_BLc.transpose(1, 2)).float() * self.softmax_scale
+        if group.mask_BSL is not None:
+            scores_BXL = scores_BXL.view(group.B, group.S, self.H, -1) + group.mask_BSL.unsqueeze(2)
+        probs_BXL = scores_BXL.softmax(dim=-1).view(group.B, group.S * self.H, -1)
+        self.tap("probs_BSHL", probs_BXL.view(group.B, group.S, self.H, -1))
+        o_BXC = torch.bmm(probs_BXL.to(q_nope.dtype), latent_BLc[..., : self.C])
+        return torch.bmm(o_BXC.view(-1, self.H, self.C).transpose(0, 1), w_uv_HCP).transpose(0, 1)
+
+    def prepare(self) -> tuple[Tensor, Tensor]:
+        """Cut wkv_b into W_uk (H, N, C) and W_uv (H, C, P): views of a plain weight, dequantised once from an FP8 one."""
+        weight = self.wkv_b.dequantised(self.kv_norm.weight.dtype).detach()
+        w_uk_HNC, w_uv_HPC = weight.view(self.H, -1, self.C).split((self.N, self.P), dim=1)
+        self._absorbed = w_uk_HNC, w_uv_HPC.transpose(1, 2)
+        return self._absorbed
+
+    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202 - nn.Module's own signature
+        self._absorbed = None  # .to(), .cuda(), .bfloat16() replace the weight that the views look at
+        return super()._apply(fn, recurse)

@@ -1,0 +1,88 @@
+"""DeepSeekMoE (V3 Eq. 12): every token passes the shared experts, and K of E small routed ones.
+
+    y = sum_k g_k Expert_k(x) + Shared(x)
+
+The residual is added by the block. Routed experts are stored stacked, so that one grouped product serves them all:
+w13 (E, 2, F, D) holds w1 and w3 of each expert, w2 (E, D, F). Checkpoints name them one by one; ``weights.names`` maps.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsv3 import kernels
+from dsv3.config import ModelConfig
+from dsv3.layers.basic import MLP
+from dsv3.layers.gate import Gate
+from dsv3.layers.linear import FP8, blocks
+from dsv3.parallel.dispatch import LocalDispatcher
+from dsv3.parallel.group import Parallel
+from dsv3.probe import Tap
+
+
+class Experts(nn.Module):
+    """The routed experts of this rank. rows_MD sorted by expert, counts_e rows for each -> (M, D)."""
+
+    def __init__(self, n_experts: int, dim: int, inter_dim: int, *, dtype: torch.dtype, scale_fmt: str | None) -> None:
+        super().__init__()
+        E, D, F_ = n_experts, dim, inter_dim
+        self.scale_fmt = scale_fmt
+        trainable = dtype != FP8
+        self.w13 = nn.Parameter(torch.empty(E, 2, F_, D, dtype=dtype), requires_grad=trainable)
+        self.w2 = nn.Parameter(torch.empty(E, D, F_, dtype=dtype), requires_grad=trainable)
+        self.w13_scale: nn.Parameter | None = None
+        self.w2_scale: nn.Parameter | None = None
+        if dtype == FP8:
+            self.w13_scale = nn.Parameter(torch.empty(E, 2, blocks(F_), blocks(D)), requires_grad=False)
+            self.w2_scale = nn.Parameter(torch.empty(E, blocks(D), blocks(F_)), requires_grad=False)
+
+    def forward(self, rows_MD: Tensor, counts_e: Tensor) -> Tensor:
+        if self.w13_scale is None or self.w2_scale is None:
+            gate_MF, up_MF = kernels.grouped_linear(rows_MD, self.w13.flatten(1, 2), counts_e).chunk(2, dim=-1)
+            return kernels.grouped_linear(F.silu(gate_MF) * up_MF, self.w2, counts_e)
+        gate_MF, up_MF = (
+            kernels.fp8_grouped_linear(
+                rows_MD, self.w13[:, i], self.w13_scale[:, i], counts_e, self.scale_fmt, rows_MD.dtype
+            )
+            for i in range(2)
+        )
+        act_MF = F.silu(gate_MF) * up_MF
+        return kernels.fp8_grouped_linear(
+            act_MF, self.w2, self.w2_scale, counts_e, self.scale_fmt, rows_MD.dtype
+        )
+
+
+class MoE(nn.Module):
+    """x (..., D) -> (..., D). Gate, dispatch, experts, combine, plus the shared experts (one MLP, n_shared times as wide).
+
+    Taps: routed_TD, shared_TD.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, parallel: Parallel) -> None:
+        super().__init__()
+        self.tap = Tap()
+        self.gate = Gate(config)
+        self.experts = Experts(
+            parallel.ep.split(config.n_routed_experts, "n_routed_experts"),
+            config.dim,
+            config.moe_inter_dim,
+            dtype=dtype,
+            scale_fmt=config.scale_fmt,
+        )
+        self.dispatcher = LocalDispatcher(config.n_routed_experts)
+        self.shared_experts: MLP | None = None
+        if config.n_shared_experts:
+            width = config.n_shared_experts * config.moe_inter_dim
+            self.shared_experts = MLP(config.dim, width, dtype=dtype, scale_fmt=config.scale_fmt, tp=parallel.tp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_TD = x.flatten(0, -2)
+        weights_TK, indices_TK = self.gate(x_TD)
+        rows_MD, counts_e, record = self.dispatcher.dispatch(x_TD, weights_TK, indices_TK)
+        routed_TD = self.dispatcher.combine(self.experts(rows_MD, counts_e), record)
+        self.tap("routed_TD", routed_TD)
+        if self.shared_experts is None:
+            return routed_TD.view_as(x)
+        shared_TD = self.shared_experts(x_TD)
+        self.tap("shared_TD", shared_TD)
+        return (routed_TD + shared_TD).view_as(x)

@@ -1,0 +1,35 @@
+"""One Transformer block: attention and feed-forward, each behind a norm and beside a residual."""
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.config import ModelConfig
+from dsv3.layers.basic import MLP, RMSNorm
+from dsv3.layers.cache import AttnContext
+from dsv3.layers.mla import MLA
+from dsv3.layers.moe import MoE
+from dsv3.parallel.group import Parallel
+from dsv3.probe import Tap
+
+
+class Block(nn.Module):
+    """h -> h + attn(attn_norm(h)) -> h + ffn(ffn_norm(h)). The first ``n_dense_layers`` have an MLP, the others a MoE."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
+        super().__init__()
+        self.tap = Tap()
+        act = torch.bfloat16 if dtype.itemsize == 1 else dtype
+        self.attn_norm = RMSNorm(config.dim, config.norm_eps, dtype=act)
+        self.attn = MLA(config, layer, dtype=dtype, parallel=parallel)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps, dtype=act)
+        self.ffn: MoE | MLP
+        if config.is_moe(layer):
+            self.ffn = MoE(config, dtype=dtype, parallel=parallel)
+        else:
+            self.ffn = MLP(config.dim, config.inter_dim, dtype=dtype, scale_fmt=config.scale_fmt, tp=parallel.tp)
+
+    def forward(self, h: Tensor, turns: Tensor, ctx: AttnContext | None = None) -> Tensor:
+        h = h + self.attn(self.attn_norm(h), turns, ctx)
+        h = h + self.ffn(self.ffn_norm(h))
+        self.tap("h", h)
+        return h
