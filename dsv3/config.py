@@ -358,9 +358,10 @@ def _rope_from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
 class EngineConfig(_Record):
     """How a model is served: limits and memory, nothing that changes its mathematics.
 
-    max_seq_len: longest prompt plus continuation; None: the model's ``max_context``. n_pages: cache pages of
-    ``page_size`` tokens; None: enough for ``max_batch_size`` sequences of ``max_seq_len``. max_step_tokens: tokens fed in
-    one step, so long prompts go in chunks. speculative: tokens drafted by MTP in each step, 0 for none.
+    max_batch_size: requests that run at once; more wait. max_seq_len: longest prompt plus output; None: the model's
+    ``max_context``. page_size: tokens in a cache page. n_pages: pages in the cache; None: enough for ``max_batch_size``
+    sequences of ``max_seq_len``, as far as memory goes. max_step_tokens: tokens fed in one step, so long prompts go in
+    chunks. speculative: tokens drafted by MTP for each step, 0 for none.
     """
 
     max_batch_size: int = 32
@@ -370,13 +371,54 @@ class EngineConfig(_Record):
     max_step_tokens: int = 2048
     speculative: int = 0
 
+    def __post_init__(self) -> None:
+        for key, least in (
+            ("max_batch_size", 1),
+            ("max_seq_len", 2),
+            ("page_size", 1),
+            ("n_pages", 1),
+            ("max_step_tokens", 1),
+            ("speculative", 0),
+        ):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key} is {value}; it must be at least {least}")
+        needed = self.max_batch_size * (1 + self.speculative)
+        if self.max_step_tokens < needed:
+            raise ConfigError(
+                f"max_step_tokens = {self.max_step_tokens} is too small: max_batch_size = {self.max_batch_size} requests "
+                f"with speculative = {self.speculative} drafts each feed {needed} tokens in a step; raise the first or "
+                "lower max_batch_size"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From a dict of the fields above; an unknown key is a ConfigError that names the nearest valid one."""
+        return cls._from_keys(values)
+
+    def for_model(self, model: ModelConfig) -> Self:
+        """With ``max_seq_len`` filled in for this model. Raises ConfigError where the model cannot do what is asked."""
+        context = model.max_context
+        if self.max_seq_len is not None and self.max_seq_len > context:
+            raise ConfigError(
+                f"max_seq_len = {self.max_seq_len} exceeds the model's context of {context} tokens "
+                f"(original_seq_len = {model.original_seq_len} times rope_factor = {model.rope_factor}): lower it"
+            )
+        if self.speculative and not model.n_mtp_layers:
+            raise ConfigError(
+                f"speculative = {self.speculative}, but the model has no MTP module (n_mtp_layers = 0) to draft with: "
+                "use speculative = 0"
+            )
+        return dataclasses.replace(self, max_seq_len=self.max_seq_len or context)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Record):
     """One training run. Rates and losses follow V3 §4.2 in the names and are sized for the embedded model.
 
-    Where: ``model`` is a file of ModelConfig keys, ``data`` a directory of prepared tokens, ``out`` receives log,
-    states and export. Batches: a step takes ``batch_tokens`` (over all ranks), in micro-batches whose gradients are
+    Where: ``model`` is a file of ModelConfig keys, ``data`` a directory with train.npz and val.npz (dsv3.train.corpus),
+    ``tokenizer`` the checkpoint whose tokenizer made them ("tiny": the embedded one; None: unchecked, and none is
+    exported), ``out`` receives log, states and export. Batches: a step takes ``batch_tokens`` (over all ranks), in micro-batches whose gradients are
     summed, as sequences of ``seq_len``. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last
     ``decay_fraction`` down to ``min_lr_ratio``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x
     sequence-wise balance; ``bias_update`` is gamma, zero for the last ``bias_freeze_fraction`` of the run.
@@ -386,8 +428,9 @@ class TrainConfig(_Record):
     """
 
     model: str = "configs/config_tiny.json"
-    data: str = "data"
-    out: str = "runs/tiny"
+    data: str = ".data"
+    tokenizer: str | None = None
+    out: str = "out/tiny"
     seed: int = 0
     init_std: float = 0.02
     seq_len: int = 1024
@@ -416,7 +459,6 @@ class TrainConfig(_Record):
     stop_at_seconds: float | None = None
     log_every: int = 10
     eval_every: int = 250
-    eval_tokens: int = 262144
     save_every: int = 500
     keep: int = 2
     export: Literal["fp8", "bf16", "fp32"] = "fp8"
@@ -436,7 +478,7 @@ class TrainConfig(_Record):
 
     def validate(self) -> None:
         """Raise ConfigError naming the values that cannot be, and the remedy."""
-        positive = "seq_len batch_tokens micro_batch_tokens total_steps loss_chunk log_every eval_every eval_tokens"
+        positive = "seq_len batch_tokens micro_batch_tokens total_steps loss_chunk log_every eval_every"
         for key in (positive + " save_every keep").split():
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}; it must be at least 1")
