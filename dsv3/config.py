@@ -418,13 +418,15 @@ class TrainConfig(_Record):
 
     Where: ``model`` is a file of ModelConfig keys, ``data`` a directory with train.npz and val.npz (dsv3.train.corpus),
     ``tokenizer`` the checkpoint whose tokenizer made them ("tiny": the embedded one; None: unchecked, and none is
-    exported), ``out`` receives log, states and export. Batches: a step takes ``batch_tokens`` (over all ranks), in micro-batches whose gradients are
-    summed, as sequences of ``seq_len``. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last
-    ``decay_fraction`` down to ``min_lr_ratio``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x
-    sequence-wise balance; ``bias_update`` is gamma, zero for the last ``bias_freeze_fraction`` of the run.
+    exported); ``out`` receives log, states and export.
+
+    Batches: a step takes ``batch_tokens`` (over all ranks) as sequences of ``seq_len``, in micro-batches whose gradients
+    are summed. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last ``decay_fraction`` down to
+    ``min_lr_ratio`` x ``lr``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x sequence-wise balance;
+    ``bias_update`` is gamma, and zero for the last ``bias_freeze_fraction`` of the run.
 
     ``max_seconds`` bounds the whole run, resumed parts included: the schedule follows the larger of the shares of steps
-    and of time, so it always ends at its end. ``stop_at_seconds`` bounds this process only: it saves a state to resume.
+    and of time, so it always reaches its end. ``stop_at_seconds`` bounds one process only, which then saves a state.
     """
 
     model: str = "configs/config_tiny.json"
