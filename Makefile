@@ -10,7 +10,7 @@ LAB_READY := $(VENV)/.lab-ready
 # Two processes share the cores in `make test`, and one thread each is the fastest there; it also makes results repeat.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-# The chapters of `make demo`: one opening per language, its expert load drawn into out/.
+# What the targets write.
 OUT := out
 
 export PYTHONUTF8 := 1
@@ -44,10 +44,7 @@ $(LAB_READY): $(READY) requirements-lab.txt
 # ---------------------------------------------------------------------------------------------------------- the work
 
 demo: $(READY) ## continue a story in English, Spanish and Chinese with the embedded model, and show its expert load
-	@mkdir -p $(OUT)
-	@$(BIN)/dsv3 generate "Once upon a time" --max-new-tokens 80 --temperature 0.7 --seed 1 --show-experts --save-plot $(OUT)/experts_en.png
-	@$(BIN)/dsv3 generate "Había una vez" --max-new-tokens 80 --temperature 0.7 --seed 1 --show-experts --save-plot $(OUT)/experts_es.png
-	@$(BIN)/dsv3 generate "从前有一个" --max-new-tokens 80 --temperature 0.7 --seed 1 --show-experts --save-plot $(OUT)/experts_zh.png
+	@$(BIN)/dsv3 demo --save-plot $(OUT)/experts.png
 
 # The checks run before the tests whatever -j says, so the last line printed is pytest's.
 test: lint types imports ## every check, then every test: what CI runs
