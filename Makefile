@@ -70,9 +70,13 @@ lab: $(LAB_READY) ## JupyterLab with dsv3 importable
 bench: $(READY) ## tokens per second on this CPU, beside transformers with the same weights
 	$(BIN)/python benchmarks/cpu_decode.py
 
-train-tiny: $(READY) ## train the embedded model's shape on text of your own: make train-tiny DATA=folder
-	@test -n "$(DATA)" || { echo "say which text: make train-tiny DATA=folder (see 'dsv3 train --help')" >&2; exit 2; }
-	$(BIN)/dsv3 train --config configs/config_tiny.json --data "$(DATA)" --out $(OUT)/tiny
+train-tiny: $(READY) .data/train.npz ## train the embedded model's shape on a folder of text: make train-tiny CORPUS=folder
+	$(BIN)/dsv3 train --config configs/train_tiny.json
+
+# What the folder must hold is said at the head of dsv3/train/corpus.py.
+.data/train.npz: | $(READY)
+	@test -n "$(CORPUS)" || { echo "no prepared text in .data: say where text is, make train-tiny CORPUS=folder" >&2; exit 2; }
+	$(BIN)/python -m dsv3.train.corpus "$(CORPUS)" .data
 
 clean: ## remove caches and what the targets wrote; the environment stays
 	rm -rf $(OUT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
