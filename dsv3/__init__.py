@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dsv3.config import EngineConfig, ModelConfig, TrainConfig
     from dsv3.engine import LLM, RequestOutput, SamplingParams, StreamEvent
     from dsv3.errors import CapacityError, CheckpointError, ConfigError, Dsv3Error, RequestError
-    from dsv3.model import Transformer
+    from dsv3.model.transformer import Transformer
     from dsv3.probe import capture
     from dsv3.tokenizer import Tokenizer
     from dsv3.weights import load_model as load
@@ -48,7 +48,7 @@ _HOMES = {
     "ModelConfig": ("dsv3.config", "ModelConfig"),
     "EngineConfig": ("dsv3.config", "EngineConfig"),
     "TrainConfig": ("dsv3.config", "TrainConfig"),
-    "Transformer": ("dsv3.model", "Transformer"),
+    "Transformer": ("dsv3.model.transformer", "Transformer"),
     "load": ("dsv3.weights", "load_model"),
     "Tokenizer": ("dsv3.tokenizer", "Tokenizer"),
     "LLM": ("dsv3.engine", "LLM"),
