@@ -57,7 +57,7 @@ class _Record:
 
 
 def _coerce(key: str, value: Any, annotation: Any) -> Any:
-    """A JSON value as the field's type. JSON has one kind of number: 1 is a fine float, 1.0 a fine int, true neither."""
+    """A JSON value as the field's type. JSON has one kind of number: 1 may be a float, 1.0 an int, true neither."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     for kind in kinds:
@@ -196,7 +196,9 @@ class ModelConfig(_Record):
                 "make the first a multiple of the second"
             )
         if limited > groups:
-            raise ConfigError(f"n_limited_groups = {limited} exceeds n_expert_groups = {groups}: lower n_limited_groups")
+            raise ConfigError(
+                f"n_limited_groups = {limited} exceeds n_expert_groups = {groups}: lower n_limited_groups"
+            )
         if active > limited * (experts // groups):
             raise ConfigError(
                 f"n_activated_experts = {active} exceeds the {limited * (experts // groups)} experts of "
@@ -226,7 +228,7 @@ class ModelConfig(_Record):
             raise ConfigError(f"{path}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that ``transformers`` reads: DeepseekV3 for sigmoid gates, DeepseekV2 for softmax ones."""
+        """The ``config.json`` that ``transformers`` reads: DeepseekV3 for sigmoid gates, DeepseekV2 for softmax."""
         v3 = self.score_func == "sigmoid"
         if self.has_gate_bias != v3:
             raise ConfigError(
@@ -263,7 +265,7 @@ class ModelConfig(_Record):
                 "original_max_position_embeddings": self.original_seq_len,
                 "beta_fast": self.beta_fast,
                 "beta_slow": self.beta_slow,
-                # transformers scales the softmax by mscale_all_dim and the rotation by the ratio of the two: both, always.
+                # transformers scales the softmax by the second and the rotation by their ratio: both, always.
                 "mscale": self.mscale,
                 "mscale_all_dim": self.mscale,
             }
@@ -305,6 +307,8 @@ def _from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
         ("moe_layer_freq", 1, "MoE layers with dense ones between"),
         ("attention_bias", False, "biases in attention"),
         ("tie_word_embeddings", False, "an output head tied to the embedding"),
+        ("mlp_bias", False, "biases in the MLP"),
+        ("rope_interleave", True, "weights permuted for half-split rotary pairs"),
         ("norm_topk_prob", v3, "this normalisation of the gate"),
     ):
         if hf.get(key, expected) != expected:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsv3.layers.linear import Linear, RowParallelLinear, column_parallel
+from dsv3.layers.linear import RowParallelLinear, column_parallel
 from dsv3.parallel.group import Group
 
 
@@ -53,6 +53,3 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
-__all__ = ["MLP", "Embedding", "Linear", "RMSNorm"]

@@ -7,6 +7,7 @@ returns page by page. A *slot* is one token's place: page * page_size + offset.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class LatentCache:
         self.data[layer].index_copy_(0, slots_T, torch.cat((c_kv_TC, k_pe_TR), dim=-1).to(self.storage.dtype))
 
     def read(self, layer: int, slots: Tensor | slice) -> Tensor:
-        """Latents of slots (B, L) -> (B, L, C+R); of a slice (neighbouring pages of one sequence) -> a view (1, L, C+R)."""
+        """Latents of slots (B, L) -> (B, L, C+R); of a slice (one sequence, adjacent pages) -> a view (1, L, C+R)."""
         if isinstance(slots, slice):
             return self.data[layer][slots].unsqueeze(0)
         return self.data[layer][slots]
@@ -81,14 +82,14 @@ class AttnContext:
     ) -> "AttnContext":
         """For a ragged batch: sequence b feeds ``q_lens[b]`` tokens at positions ``starts[b]``, ``starts[b] + 1``, ...
 
-        ``page_table[b]`` lists the pages of sequence b; they must cover starts[b] + q_lens[b] tokens. Put sequences that
-        feed one token beside each other: each run of equal ``q_lens`` is one batched attention.
+        ``page_table[b]`` lists the pages of sequence b; they must cover starts[b] + q_lens[b] tokens. Put sequences
+        that feed one token beside each other: each run of equal ``q_lens`` is one batched attention.
         """
         size, device = cache.page_size, cache.storage.device
         positions: list[int] = []
         slots: list[int] = []
         for pages, start, count in zip(page_table, starts, q_lens, strict=True):
-            assert count >= 1 and len(pages) * size >= start + count, (pages, start, count, size)
+            assert 1 <= count <= len(pages) * size - start, (pages, start, count, size)
             for position in range(start, start + count):
                 positions.append(position)
                 slots.append(pages[position // size] * size + position % size)
@@ -126,8 +127,10 @@ def _group(
     else:
         n_pages = -(-L // size)
         pages_BP = torch.tensor([[*p[:n_pages], *[p[0]] * (n_pages - len(p))] for p in page_table], device=device)
-        slots_BL = (pages_BP.unsqueeze(-1) * size + offsets_L[:size]).flatten(1)[:, :L] if size <= L else (
-            pages_BP * size + offsets_L
+        slots_BL = (
+            (pages_BP.unsqueeze(-1) * size + offsets_L[:size]).flatten(1)[:, :L]
+            if size <= L
+            else (pages_BP * size + offsets_L)
         )
         if not uniform:
             # A slot behind the end may hold anything, NaN included, and 0 * NaN is NaN: never read one.
@@ -142,4 +145,4 @@ def _group(
 
 
 def _adjacent(pages: Sequence[int]) -> bool:
-    return all(b == a + 1 for a, b in zip(pages, pages[1:], strict=False))
+    return all(b == a + 1 for a, b in pairwise(pages))

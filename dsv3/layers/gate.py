@@ -4,8 +4,8 @@
     choose by s + b                  b is not learnt by gradient: balancing raises it where an expert starves
     g = s_chosen / sum(s_chosen)     the weights never see b (sigmoid only; softmax scores are used as they are)
 
-With groups (Eq. after 16: "node-limited routing"), the experts stand in G groups of neighbours; a group is worth the sum
-of its two best s + b (its single best without a bias), and only the ``n_limited_groups`` best groups are open.
+With groups ("node-limited routing", same section), the experts stand in G groups of neighbours; a group is worth the
+sum of its two best s + b (its single best without a bias), and only the ``n_limited_groups`` best groups are open.
 """
 
 import torch
@@ -19,8 +19,8 @@ from dsv3.probe import Tap
 class Gate(nn.Module):
     """x_TD -> (weights_TK in FP32, indices_TK in int64). Everything inside is FP32: ties and near-ties decide routes.
 
-    ``bias`` (E,) is a buffer, moved by ``train.balance`` between steps and by nothing else. The experts of a token come in
-    descending order of s + b. Taps: logits_TE, scores_TE, weights_TK, indices_TK.
+    ``bias`` (E,) is a buffer, moved by ``train.balance`` between steps and by nothing else. The experts of a token come
+    in descending order of s + b. Taps: logits_TE, scores_TE, weights_TK, indices_TK.
     """
 
     bias: Tensor | None

@@ -20,6 +20,11 @@ from dsv3.parallel.group import Group
 FP8 = torch.float8_e4m3fn
 
 
+def act_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of activations, norms and whatever else is never quantised, in a model whose big weights have ``dtype``."""
+    return torch.bfloat16 if dtype == FP8 else dtype
+
+
 def blocks(size: int) -> int:
     """How many blocks of 128 cover ``size``; the last one may be partial."""
     return -(-size // BLOCK)

@@ -5,11 +5,14 @@ k_pe (R wide) that all heads share. Only these C + R values are cached. Two ways
 
 expanded   k_h = [W_uk_h c_kv ; k_pe],  v_h = W_uv_h c_kv,  then ordinary attention with H heads.
            Each cached token is expanded once; cheap per query: right for long chunks and for training.
-absorbed   q_h . W_uk_h c_kv = (W_uk_h^T q_h) . c_kv: move W_uk to the query and W_uv behind the softmax. Every head then
-           reads the same cache, as in multi-query attention, and nothing is expanded: right for decoding.
+absorbed   q_h . W_uk_h c_kv = (W_uk_h^T q_h) . c_kv: move W_uk to the query and W_uv behind the softmax. Every head
+           then reads the same cache, as in multi-query attention, and nothing is expanded: right for decoding.
 
 Rotation cannot move across W_uk, which is why position lives in separate dimensions (the "decoupled" rope).
 """
+
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from dsv3.config import ModelConfig
 from dsv3.layers.basic import RMSNorm
 from dsv3.layers.cache import AttnContext, SequenceGroup
-from dsv3.layers.linear import Linear, RowParallelLinear, column_parallel
+from dsv3.layers.linear import Linear, RowParallelLinear, act_dtype, column_parallel
 from dsv3.layers.rope import rotate
 from dsv3.parallel.group import Parallel
 from dsv3.probe import Tap
@@ -46,8 +49,8 @@ class MLA(nn.Module):
         # Multiply-adds per head: absorbed S L (2C + R), expanded S L (N + R + P) + L C (N + P). They cross at this S.
         saved = (2 * self.C + self.R) - (self.N + self.R + self.P)
         self.expand_above = self.C * (self.N + self.P) / saved if saved > 0 else float("inf")
-        D, Q, act = config.dim, config.q_lora_rank, torch.bfloat16 if dtype.itemsize == 1 else dtype
-        options = {"dtype": dtype, "scale_fmt": config.scale_fmt}
+        D, Q, act = config.dim, config.q_lora_rank, act_dtype(dtype)
+        options: dict[str, Any] = {"dtype": dtype, "scale_fmt": config.scale_fmt}
         self.wq: Linear | None = None
         if Q:
             self.wq_a = Linear(D, Q, **options)
@@ -83,7 +86,7 @@ class MLA(nn.Module):
     def _attend(self, q_nope: Tensor, q_pe: Tensor, group: SequenceGroup, ctx: AttnContext) -> Tensor:
         """Queries (B*S, H, .) of one group against its cached tokens -> (B*S, H, P)."""
         latent_BLc = ctx.cache.read(self.layer, group.slots).to(q_nope.dtype)
-        if group.S > self.expand_above:
+        if self.expand_above < group.S:
             c_kv_BLC, k_pe_BLR = latent_BLc.split((self.C, self.R), dim=-1)
             q_nope, q_pe = (q.unflatten(0, (group.B, group.S)) for q in (q_nope, q_pe))
             return self._expanded(q_nope, q_pe, c_kv_BLC, k_pe_BLR, mask_BSL=group.mask_BSL).flatten(0, 1)
@@ -127,12 +130,12 @@ class MLA(nn.Module):
         return torch.bmm(o_BXC.view(-1, self.H, self.C).transpose(0, 1), w_uv_HCP).transpose(0, 1)
 
     def prepare(self) -> tuple[Tensor, Tensor]:
-        """Cut wkv_b into W_uk (H, N, C) and W_uv (H, C, P): views of a plain weight, dequantised once from an FP8 one."""
+        """Cut wkv_b into W_uk (H, N, C) and W_uv (H, C, P): views of a plain weight, dequantised once from FP8."""
         weight = self.wkv_b.dequantised(self.kv_norm.weight.dtype).detach()
         w_uk_HNC, w_uv_HPC = weight.view(self.H, -1, self.C).split((self.N, self.P), dim=1)
         self._absorbed = w_uk_HNC, w_uv_HPC.transpose(1, 2)
         return self._absorbed
 
-    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202 - nn.Module's own signature
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._absorbed = None  # .to(), .cuda(), .bfloat16() replace the weight that the views look at
         return super()._apply(fn, recurse)

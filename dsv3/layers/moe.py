@@ -47,13 +47,11 @@ class Experts(nn.Module):
             for i in range(2)
         )
         act_MF = F.silu(gate_MF) * up_MF
-        return kernels.fp8_grouped_linear(
-            act_MF, self.w2, self.w2_scale, counts_e, self.scale_fmt, rows_MD.dtype
-        )
+        return kernels.fp8_grouped_linear(act_MF, self.w2, self.w2_scale, counts_e, self.scale_fmt, rows_MD.dtype)
 
 
 class MoE(nn.Module):
-    """x (..., D) -> (..., D). Gate, dispatch, experts, combine, plus the shared experts (one MLP, n_shared times as wide).
+    """x (..., D) -> (..., D). Gate, dispatch, experts, combine, plus the shared experts (one MLP, n times as wide).
 
     Taps: routed_TD, shared_TD.
     """

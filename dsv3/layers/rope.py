@@ -33,13 +33,13 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotations(positions: Tensor, inv_freq: Tensor) -> Tensor:
-    """exp(i * position * frequency): positions (...) -> complex (..., R/2). Computed once a step, shared by all layers."""
+    """exp(i * position * frequency): positions (...) -> complex (..., R/2). Once a step, shared by all layers."""
     angles = positions.unsqueeze(-1).float() * inv_freq
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn neighbouring pairs of the last dimension. x (..., R), turns broadcastable to (..., R/2) -> as x, FP32 inside.
+    """Turn neighbouring pairs of the last dimension. x (..., R), turns (..., R/2) -> as x, FP32 inside.
 
     The pairs are (0, 1), (2, 3), ...: the layout of the released weights ("interleaved"), not halves as in Llama.
     """

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dsv3.config import ModelConfig
 from dsv3.layers.basic import MLP, RMSNorm
 from dsv3.layers.cache import AttnContext
+from dsv3.layers.linear import act_dtype
 from dsv3.layers.mla import MLA
 from dsv3.layers.moe import MoE
 from dsv3.parallel.group import Parallel
@@ -13,12 +14,12 @@ from dsv3.probe import Tap
 
 
 class Block(nn.Module):
-    """h -> h + attn(attn_norm(h)) -> h + ffn(ffn_norm(h)). The first ``n_dense_layers`` have an MLP, the others a MoE."""
+    """h -> h + attn(attn_norm(h)) -> h + ffn(ffn_norm(h)). The first ``n_dense_layers`` have an MLP, the others MoE."""
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
         super().__init__()
         self.tap = Tap()
-        act = torch.bfloat16 if dtype.itemsize == 1 else dtype
+        act = act_dtype(dtype)
         self.attn_norm = RMSNorm(config.dim, config.norm_eps, dtype=act)
         self.attn = MLA(config, layer, dtype=dtype, parallel=parallel)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps, dtype=act)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsv3.config import ModelConfig
 from dsv3.layers.basic import RMSNorm
 from dsv3.layers.cache import AttnContext
-from dsv3.layers.linear import Linear
+from dsv3.layers.linear import Linear, act_dtype
 from dsv3.model.block import Block
 from dsv3.parallel.group import Parallel
 
@@ -34,7 +34,7 @@ class MTP(Block):
 
     def __init__(self, config: ModelConfig, k: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
         super().__init__(config, config.n_layers + k, dtype=dtype, parallel=parallel)
-        act = torch.bfloat16 if dtype.itemsize == 1 else dtype
+        act = act_dtype(dtype)
         self.enorm = RMSNorm(config.dim, config.norm_eps, dtype=act)
         self.hnorm = RMSNorm(config.dim, config.norm_eps, dtype=act)
         self.eh_proj = Linear(2 * config.dim, config.dim, dtype=act)

@@ -14,7 +14,7 @@ from dsv3 import kernels
 from dsv3.config import BLOCK, ModelConfig
 from dsv3.layers.basic import Embedding, RMSNorm
 from dsv3.layers.cache import AttnContext
-from dsv3.layers.linear import FP8
+from dsv3.layers.linear import FP8, act_dtype
 from dsv3.layers.mla import MLA
 from dsv3.layers.rope import inverse_frequencies, rotations
 from dsv3.model.block import Block
@@ -39,12 +39,12 @@ class Transformer(nn.Module):
     """DeepSeek-V2/V3 for one configuration.
 
     Args:
-        dtype: type of the big weights, torch.float32, bfloat16 or float8_e4m3fn; None follows ``config.dtype``. With FP8,
-            embedding, head, norms and ``eh_proj`` stay in BF16. The gate is FP32 in every case.
+        dtype: type of the big weights, torch.float32, bfloat16 or float8_e4m3fn; None follows ``config.dtype``. With
+            FP8, embedding, head, norms and ``eh_proj`` stay in BF16. The gate is FP32 in every case.
         device: "meta" builds without memory or initial values (671B in seconds); elsewhere weights start random.
 
-    ``model(tokens_BS)`` runs whole sequences, causal and differentiable. ``model(tokens_T, ctx)`` runs the new tokens of a
-    batch against a paged cache, any number of them from any position on. Taps: h (the embedding), and those of the layers.
+    ``model(tokens_BS)`` runs whole sequences, causal and differentiable. ``model(tokens_T, ctx)`` runs the new tokens
+    of a batch against a paged cache, any number of them from any position on.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype or (FP8 if config.dtype == "fp8" else torch.bfloat16)
-        self.act_dtype = torch.bfloat16 if self.dtype == FP8 else self.dtype
+        self.act_dtype = act_dtype(self.dtype)
         """Type of activations and of everything that is never quantised."""
         with torch.device(device or "cpu"):
             self.embed = Embedding(config.vocab_size, config.dim, dtype=self.act_dtype, tp=parallel.tp)
@@ -80,7 +80,7 @@ class Transformer(nn.Module):
         return self.logits(self.hidden(tokens, ctx))
 
     def hidden(self, tokens: Tensor, ctx: AttnContext | None = None) -> Tensor:
-        """The final, normalised hidden states: (B, S, D), or (T, D) with a context. Head and MTP both start from these."""
+        """The final, normalised hidden states, (B, S, D) or (T, D) with a context: what head and MTP start from."""
         turns = self._turns(tokens, ctx)
         h = self.embed(tokens)
         for block in self.layers:
@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         return rotations(positions, self.inv_freq)
 
     def prepare(self) -> "Transformer":
-        """Derive what inference needs once (absorbed attention matrices). Call again after changing weights in place."""
+        """Derive what inference needs (absorbed attention matrices). Call again after changing weights in place."""
         for module in self.modules():
             if isinstance(module, MLA):
                 module.prepare()
@@ -114,7 +114,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.006) -> None:
-        """Random start: normal with ``std`` (0.006: V3 §4.2), norms 1, gate biases 0. FP8 weights are quantised normals.
+        """Random start: normal with ``std`` (0.006: V3 §4.2), norms 1, gate biases 0; FP8 weights are quantised.
 
         Matrices that write to the residual stream are not scaled down by depth; the report does not do it either.
         """

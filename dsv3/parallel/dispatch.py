@@ -27,7 +27,7 @@ class Dispatcher(Protocol):
         ...
 
     def combine(self, rows_MD: Tensor, record: Dispatched) -> Tensor:
-        """Weighted sum of each token's K results, in the order of its experts (so the sum is deterministic) -> (T, D)."""
+        """Weighted sum of each token's K results, always in the order of its experts -> (T, D)."""
         ...
 
 

@@ -74,7 +74,9 @@ class Parallel:
             return Parallel()
         missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
-            raise ConfigError(f"WORLD_SIZE is {size} but {', '.join(missing)} is unset: start the program with torchrun")
+            raise ConfigError(
+                f"WORLD_SIZE is {size} but {', '.join(missing)} is unset: start the program with torchrun"
+            )
         if not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return Parallel(dp=Group(rank=dist.get_rank(), size=size, handle=dist.group.WORLD))

@@ -1,4 +1,4 @@
-"""The model against values computed by the official demo's own code (FP32, CPU): prefill, single steps, the gate alone."""
+"""The model against values of the official demo's own code (FP32, CPU): prefill, single steps, the gate alone."""
 
 from pathlib import Path
 
