@@ -6,12 +6,13 @@ by hand (for a comparison; `"triton"` on CPU tensors needs triton's interpreter)
 models in one process cannot disturb each other. Importing this package never imports triton."""
 
 import functools
+import importlib
 from typing import Literal
 
 import torch
 
-from dsv3.kernels import reference
-from dsv3.kernels.grouped_gemm import fp8_grouped_linear, grouped_linear
+from dsv3.kernels import grouped_gemm, reference
+from dsv3.kernels.grouped_gemm import grouped_linear
 from dsv3.kernels.reference import BLOCK, E4M3, E4M3_MAX
 
 __all__ = [
@@ -35,21 +36,25 @@ Backend = Literal["reference", "triton"]
 def triton_available() -> bool:
     """Whether triton can be imported; tried at the first CUDA tensor, never before."""
     try:
-        import triton  # noqa: F401
+        importlib.import_module("triton")
     except ImportError:
         return False
     return True
+
+
+@functools.cache
+def _has_fp8(device: torch.device) -> bool:
+    """Whether the GPU converts and multiplies e4m3 (Ada, Hopper and later)."""
+    return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _use_triton(x: torch.Tensor, backend: Backend | None) -> bool:
     if backend not in (None, "reference", "triton"):
         raise ValueError(f"backend is {backend!r}; expected None, 'reference' or 'triton'")
     if backend is None:
-        return x.is_cuda and triton_available()
+        return x.is_cuda and triton_available() and _has_fp8(x.device)
     if backend == "triton" and not triton_available():
-        raise ValueError(
-            "backend is 'triton', but triton cannot be imported here; install it or leave the backend open"
-        )
+        raise ValueError("backend is 'triton', but triton cannot be imported; install it, or leave backend at None")
     return backend == "triton"
 
 
@@ -106,3 +111,21 @@ def fp8_gemm(
 
         return gemm.fp8_gemm(a, a_s, b, b_s, out_dtype)
     return reference.fp8_gemm(a, a_s, b, b_s, out_dtype)
+
+
+def fp8_grouped_linear(
+    x_MD: torch.Tensor,
+    w_EFD: torch.Tensor,
+    s_Efd: torch.Tensor,
+    counts_E: torch.Tensor,
+    scale_fmt: str | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    *,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """Rows sorted by expert times that expert's e4m3 weight: y_MF = act_quant(x_MD) @ w_EFD[e].T. Inference only."""
+    if _use_triton(x_MD, backend):
+        from dsv3.kernels import gemm
+
+        return gemm.fp8_grouped_linear(x_MD, w_EFD, s_Efd, counts_E, scale_fmt, out_dtype)
+    return grouped_gemm.fp8_grouped_linear(x_MD, w_EFD, s_Efd, counts_E, scale_fmt, out_dtype)

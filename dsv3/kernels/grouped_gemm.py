@@ -49,18 +49,13 @@ def fp8_grouped_linear(
     """`grouped_linear` with e4m3 weights: x (any float) is quantised 1x128, `s_Efd` (E, ceil(F/128), ceil(D/128))
     holds the weights' block scales. Inference only.
 
-    CPU: the reference FP8 GEMM for each expert with rows. CUDA: both sides are restored to BF16 and multiplied by the
-    grouped BF16 kernel, so that nothing waits for the host; the rounding of q * s to BF16 (2^-9) is far below FP8's
-    own 2^-4."""
-    _check(x_MD, w_EFD, counts_E)
-    reference.check_dequant_input(w_EFD, s_Efd, reference.BLOCK)
-    q_MD, a_s_Md = reference.act_quant(x_MD, scale_fmt=scale_fmt)
-    if x_MD.is_cuda:
-        x_MD = (q_MD.float() * a_s_Md.repeat_interleave(reference.BLOCK, 1)[:, : q_MD.shape[1]]).bfloat16()
-        return grouped_linear(x_MD, reference.weight_dequant(w_EFD, s_Efd), counts_E).to(out_dtype)
+    This is the reference: one `reference.fp8_gemm` for each expert that has rows.
+    """
+    check_fp8_grouped_input(x_MD, w_EFD, s_Efd, counts_E)
+    q_MD, q_s_Md = reference.act_quant(x_MD, scale_fmt=scale_fmt)
     experts, sizes = _runs(counts_E, x_MD.shape[0])
-    runs = zip(experts, q_MD.split(sizes), a_s_Md.split(sizes), strict=True)
-    parts = [reference.fp8_gemm(q, a_s, w_EFD[e], s_Efd[e], out_dtype) for e, q, a_s in runs]
+    runs = zip(experts, q_MD.split(sizes), q_s_Md.split(sizes), strict=True)
+    parts = [reference.fp8_gemm(q, q_s, w_EFD[e], s_Efd[e], out_dtype) for e, q, q_s in runs]
     return torch.cat(parts) if parts else x_MD.new_empty(0, w_EFD.shape[1], dtype=out_dtype)
 
 
@@ -93,7 +88,14 @@ def _grouped_on_device(x_MD: torch.Tensor, w_EFD: torch.Tensor, counts_E: torch.
 
 def _grouped_mm(x_MD: torch.Tensor, w_EDF: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
     public = getattr(F, "grouped_mm", None)  # torch 2.11 may have it only under its private name
-    return (public or torch._grouped_mm)(x_MD, w_EDF, offs=ends_E)  # pyright: ignore[reportPrivateImportUsage]
+    return (public or torch._grouped_mm)(x_MD, w_EDF, offs=ends_E)
+
+
+def check_fp8_grouped_input(
+    x_MD: torch.Tensor, w_EFD: torch.Tensor, s_Efd: torch.Tensor, counts_E: torch.Tensor
+) -> None:
+    _check(x_MD, w_EFD, counts_E)
+    reference.check_dequant_input(w_EFD, s_Efd, reference.BLOCK)
 
 
 def _check(x_MD: torch.Tensor, w_EFD: torch.Tensor, counts_E: torch.Tensor) -> None:

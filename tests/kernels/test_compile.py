@@ -1,0 +1,97 @@
+"""Every Triton kernel compiles for Hopper (sm_90) on a machine without a GPU, with each tile the tuner may choose."""
+
+import importlib.util
+import os
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter is on, and nothing compiles then", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dsv3.kernels import gemm, quant
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    """Compiled files of an earlier run would hide an error, and these would stay in the user's cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def ptx(kernel, signature: dict[str, str], constants: dict[str, object], **options: int) -> str:
+    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+    assert set(signature) == set(kernel.arg_names)
+    signature = {name: signature[name] for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=HOPPER, options=options).asm["ptx"]
+
+
+@pytest.mark.parametrize(("dtype", "ue8m0"), [("bf16", False), ("fp32", True)])
+def test_quantisation_divides_exactly_and_converts_to_e4m3(dtype, ue8m0):
+    act = ptx(
+        quant._act_quant_kernel,
+        {"x_ptr": f"*{dtype}", "q_ptr": "*fp8e4nv", "s_ptr": "*fp32", "n_rows": "i32", "n_cols": "i32"},
+        {"ROWS": 16, "BLOCK": 128, "UE8M0": ue8m0},
+    )
+    weight = ptx(
+        quant._weight_quant_kernel,
+        {"w_ptr": f"*{dtype}", "q_ptr": "*fp8e4nv", "s_ptr": "*fp32", "n": "i32", "k": "i32"},
+        {"BLOCK": 128, "UE8M0": ue8m0},
+        num_warps=8,
+    )
+    for code in (act, weight):
+        assert "div.rn.f32" in code
+        assert "div.full.f32" not in code
+        assert "cvt.rn.satfinite.e4m3x2.f32" in code
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_weight_dequant_compiles(dtype):
+    signature = {"q_ptr": "*fp8e4nv", "s_ptr": "*fp32", "w_ptr": f"*{dtype}", "n": "i32", "k": "i32"}
+    assert "ld.global" in ptx(quant._weight_dequant_kernel, signature, {"BLOCK": 128}, num_warps=8)
+
+
+MATRICES = {"a_ptr": "*fp8e4nv", "a_s_ptr": "*fp32", "b_ptr": "*fp8e4nv", "b_s_ptr": "*fp32", "y_ptr": "*bf16"}
+
+
+def assert_uses_the_tensor_cores(code: str, block_m: int) -> None:
+    """Hopper's warp-group instruction takes 64 rows; smaller tiles use the warp's own."""
+    assert ("wgmma.mma_async" if block_m >= 64 else "mma.sync") in code
+
+
+@pytest.mark.parametrize("config", gemm.gemm_configs(interpreted=False), ids=str)
+def test_gemm_compiles_with_every_tile(config):
+    signature = {**MATRICES, **dict.fromkeys(("m", "n", "k", "m_bucket"), "i32")}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    code = ptx(gemm._fp8_gemm_kernel.fn, signature, config.kwargs, **options)
+    assert_uses_the_tensor_cores(code, config.kwargs["BLOCK_M"])
+
+
+@pytest.mark.parametrize("counts", ["i32", "i64"])
+def test_grouped_gemm_compiles(counts):
+    config = gemm.gemm_configs(interpreted=False)[0 if counts == "i32" else -1]
+    sizes = {"counts_ptr": f"*{counts}", **dict.fromkeys(("n_experts", "n", "k", "m_bucket"), "i32")}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    constants = {"EXPERTS_POW2": 256, **config.kwargs}
+    code = ptx(gemm._fp8_grouped_kernel.fn, {**MATRICES, **sizes}, constants, **options)
+    assert_uses_the_tensor_cores(code, config.kwargs["BLOCK_M"])
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 100, 4096, 10**6])
+def test_the_tuner_compares_a_few_tiles_for_every_bucket(rows):
+    bucket = gemm.row_bucket(rows)
+    assert bucket & (bucket - 1) == 0
+    assert min(max(rows, 16), 4096) <= bucket <= 4096
+    kept = gemm._prune_configs(gemm.gemm_configs(interpreted=False), {"m_bucket": bucket})
+    assert 2 <= len(kept) <= 5
+
+
+def test_the_interpreter_gets_one_configuration():
+    assert len(gemm.gemm_configs(interpreted=True)) == 1

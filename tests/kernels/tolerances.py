@@ -1,0 +1,59 @@
+"""Every tolerance of the kernel tests, with its reason. A test that needs another number adds a row here.
+
+The measure is `relative_error`: the Frobenius norm of the difference over that of the expected tensor. One element
+that is wrong by its own size in a row of 512 moves it by 4%, far above each row below, whereas a bound per element
+would have to allow for cancellation."""
+
+import torch
+
+E4M3_ROUND = 2.0**-4
+"""Round trip, per element: half a unit in the last place of a number with 3 stored bits, relative to the element."""
+
+E4M3_SUBNORMAL = 2.0**-10
+"""Round trip, per element: below 2^-6 codes are multiples of 2^-9, so the error is at most 2^-10 of a scale,
+absolute."""
+
+SCALE_AGAIN = 2.0**-22
+"""A scale made again from restored weights: 448 * s and its product with 1/448, two roundings and that of the
+constant."""
+
+GEMM_FP32 = 1e-6
+"""FP32 output, both sides accumulate exactly representable products in FP32: only the order of sums differs (2^-24
+each)."""
+
+GEMM_TENSOR_CORE = 2e-3
+"""FP32 output, GPU against reference: within 128 terms a Hopper tensor core keeps about 14 bits of the running sum
+(arXiv 2412.19437 section 3.3.2), which is 2^-13 relative to the largest partial sum, and random signs cancel part of
+the result."""
+
+GEMM_BF16 = 2e-3
+"""BF16 output: two FP32 results that differ in the last bits may round to neighbours, 2^-8 apart. Rounding itself
+(2^-9 per element at worst, 1.7e-3 in the mean square) is the same on both sides unless they straddle a tie."""
+
+GOLDEN_GEMM = 2e-3
+"""golden/fp8_ops was computed on an H100 in BF16: GEMM_TENSOR_CORE, of which 1e-5 is seen after equal roundings."""
+
+FP8_LINEAR = 0.05
+"""y = x @ w.T against the same in FP8, for Gaussian data: e4m3 rounding has a root mean square of 2.6% per factor,
+3.7% for the product; the errors of the terms are independent, so the sum keeps the relative error of a term."""
+
+GROUPED_BF16 = 5e-3
+"""Grouped against per-expert BF16 products on a GPU: one rounding to BF16 each, and another order of FP32 sums."""
+
+GROUPED_FP32 = 1e-5
+"""Loop over experts against an einsum, FP32: another order of sums."""
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """|got - expected| / |expected| in FP64; 0 when both are zero, and NaN or infinity count as an infinite error."""
+    got, expected = got.double().cpu(), expected.double().cpu()
+    assert got.shape == expected.shape, f"shapes {tuple(got.shape)} and {tuple(expected.shape)}"
+    if not bool(got.isfinite().all()):
+        return float("inf")
+    difference = (got - expected).norm().item()
+    return difference / expected.norm().item() if difference else 0.0
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equality of e4m3 tensors as bytes: comparison of numbers would take -0 for 0 and reject NaN."""
+    return a.dtype == b.dtype and torch.equal(a.cpu().view(torch.uint8), b.cpu().view(torch.uint8))
