@@ -1,0 +1,7 @@
+"""``python -m dsv3.train``: the same as ``dsv3 train``."""
+
+import sys
+
+from dsv3.cli import main
+
+sys.exit(main(["train", *sys.argv[1:]]))

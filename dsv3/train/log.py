@@ -1,0 +1,92 @@
+"""The log of a run: one JSON object a line, appended and flushed, readable while the run goes on.
+
+``kind`` is "train" (means since the line before) or "eval". Resuming from step n drops the lines after n, so a curve
+never runs twice over the same steps.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dsv3.errors import CheckpointError
+
+Record = dict[str, Any]
+
+
+def read_log(path: str | Path) -> list[Record]:
+    """All records, in order. A last line cut short by an interrupt is left out.
+
+    Raises CheckpointError naming any other line that is not JSON.
+    """
+    records = []
+    whole, _, _cut_short = Path(path).read_text(encoding="utf-8").rpartition("\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{path}, line {number} is not JSON ({error}); remove the line") from None
+    return records
+
+
+def _write_beside(path: Path, text: str) -> None:
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+class RunLog:
+    """Appends records to ``path``. ``after_step``: keep the records up to this step; None starts an empty log."""
+
+    def __init__(self, path: str | Path, *, after_step: int | None = None) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if after_step is not None and self.path.exists():
+            kept = [record for record in read_log(self.path) if record["step"] <= after_step]
+        _write_beside(self.path, "".join(_line(record) for record in kept))
+
+    def write(self, kind: str, step: int, **values: Any) -> Record:
+        """Append one record; what is not finite becomes null, which JSON has in place of NaN."""
+        record = {"kind": kind, "step": step} | {key: _finite(value) for key, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+        return record
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def write_csv(log_path: str | Path, csv_path: str | Path, kind: str = "train") -> None:
+    """The records of one kind as a table for spreadsheets; nested values become columns ``key.inner``."""
+    rows = [_flat(record) for record in read_log(log_path) if record["kind"] == kind]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_beside(Path(csv_path), text.getvalue())
+
+
+def _flat(record: Record) -> Record:
+    flat: Record = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": entry for inner, entry in value.items()}
+        else:
+            flat[key] = value
+    return flat

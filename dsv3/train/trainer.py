@@ -1,0 +1,401 @@
+"""The training loop: one step that never waits for the device, and around it evaluation, log, states and the end.
+
+    step        micro-batches: forward, losses, backward, sum gradients -> AdamW -> move the gates' biases
+    every n     log (the only place where the loop reads values back) · evaluate · save a state to resume from
+    end         evaluate, save, export in Hugging Face layout
+
+Time counts twice. ``max_seconds`` is part of the schedule: the learning rate follows the larger of the shares of steps
+and of seconds, so a run of bounded time still ends with a decayed rate. ``stop_at_seconds`` ends only this process.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dsv3.config import ModelConfig, TrainConfig
+from dsv3.errors import ConfigError, Dsv3Error
+from dsv3.expert_load import max_violation
+from dsv3.layers.moe import MoE
+from dsv3.model.block import Block
+from dsv3.model.transformer import Transformer
+from dsv3.parallel.group import Parallel
+from dsv3.tokenizer import Tokenizer
+from dsv3.train.balance import Router
+from dsv3.train.checkpoint import load_state, require_same, save_state, state_paths
+from dsv3.train.corpus import TokenStore
+from dsv3.train.data import PackedDataset, ValidationSet
+from dsv3.train.log import RunLog, write_csv
+from dsv3.train.loss import hidden_states, language_losses, nll_and_gradient, score_tokens, shifted_targets
+from dsv3.train.optim import MasterAdamW, learning_rate
+from dsv3.weights import resolve, save_model
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+
+# What may differ between a state and the run that resumes from it: where, how long and how often, not what is computed.
+OPERATIONAL = frozenset(
+    ("model", "data", "tokenizer", "out", "device", "compile", "total_steps", "max_seconds", "stop_at_seconds",
+     "log_every", "eval_every", "save_every", "keep", "export")
+)  # fmt: skip
+
+
+class DivergenceError(Dsv3Error):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. ``finished`` is False after ``stop_at_seconds``: resume to go on; there is no export then."""
+
+    finished: bool
+    steps: int
+    state: Path
+    export: Path | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    tokens_per_second: float = 0.0
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, parallel: Parallel | None = None, progress: bool = True
+) -> TrainResult:
+    """Train a model as ``config`` says, or go on from the newest state in ``config.out``.
+
+    ``out`` receives log.jsonl, log.csv, states/ and, at the end, model/ (Hugging Face layout). Raises ConfigError for a
+    configuration that does not fit the data or device, CheckpointError for a state that does not fit the configuration,
+    DivergenceError when the loss is not a number.
+    """
+    trainer = Trainer(config, parallel=parallel or Parallel(), progress=progress)
+    states = state_paths(trainer.states)
+    if resume and states:
+        trainer.load(states[-1])
+    elif states:
+        raise ConfigError(f"{config.out} holds a run (state {states[-1].name}): resume it, or choose another out")
+    return trainer.run()
+
+
+class Trainer:
+    """One run's objects, built from its configuration. ``step`` is the number of optimiser steps taken."""
+
+    def __init__(self, config: TrainConfig, *, parallel: Parallel | None = None, progress: bool = True) -> None:
+        self.config, self.progress = config, progress
+        self.dp = (parallel or Parallel()).dp
+        self.device = _device(config.device)
+        self.model_config = ModelConfig.from_json(config.model)
+        if config.seq_len > self.model_config.max_context:
+            raise ConfigError(
+                f"seq_len = {config.seq_len} exceeds the model's {self.model_config.max_context} positions: "
+                "lower it, or raise original_seq_len"
+            )
+        self.micro_batches = self.dp.split(config.n_micro_batches, "micro-batches in a step")
+        out = Path(config.out)
+        self.states, self.export_dir, self.log_path = out / "states", out / "model", out / "log.jsonl"
+        self.data, self.validation = self._open_data()
+
+        torch.manual_seed(config.seed)
+        self.model = Transformer(self.model_config, dtype=DTYPES[config.dtype], device=self.device)
+        self.model.reset_parameters(config.init_std)
+        self.router = Router(self.model, self.model_config, group=self.dp)
+        self.optimizer = MasterAdamW(
+            self.model.named_parameters(),
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            moments=DTYPES[config.moments],
+            group=self.dp,
+        )
+        self.loss_kernel = torch.compile(nll_and_gradient, dynamic=False) if config.compile else nll_and_gradient
+        if config.compile:
+            compile_blocks(self.model)
+
+        self.step = 0
+        self.seconds_before = 0.0  # spent on this run by processes before this one
+        self.started = time.monotonic()
+        self.sums = torch.zeros(4, device=self.device)  # main, MTP and balance loss, gradient norm, since the last log
+        self.load_GE = self.router.load_GE
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    # ------------------------------------------------------------------------------------------------------ the step
+
+    def take_step(self) -> None:
+        """One optimiser step over ``batch_tokens`` tokens. Nothing in here waits for the device."""
+        config = self.config
+        lr = self.learning_rate()
+        for tokens_BS in self.next_micro_batches():
+            with self.router.listen() as heard:
+                losses = language_losses(self.model, tokens_BS, chunk=config.loss_chunk, kernel=self.loss_kernel)
+            balance = self.router.balance_loss(heard, len(tokens_BS))
+            (losses.main + config.mtp_weight * losses.mtp + config.balance_weight * balance).backward()
+            self.optimizer.accumulate()
+            self.router.load_GE += self.router.load(heard, len(tokens_BS))
+            self.sums[:3] += torch.stack((losses.main, losses.mtp, balance)).detach() / self.micro_batches
+        norm = self.optimizer.step(lr, divisor=config.n_micro_batches)
+        frozen = self.progress_share() >= 1.0 - config.bias_freeze_fraction
+        self.load_GE = self.router.finish_step(0.0 if frozen else config.bias_update)
+        self.sums[3] += norm
+        self.step += 1
+        # The gradient's norm shows a loss that is not finite, and a gradient that overflowed behind one that is.
+        is_first_bad = ~norm.isfinite() & (self.first_bad_step < 0)
+        self.first_bad_step.masked_fill_(is_first_bad, self.step)
+
+    def next_micro_batches(self) -> Iterator[Tensor]:
+        """This rank's tokens (B, S + 1 + n_mtp_layers) of the coming step: a function of the step's number alone."""
+        for micro in range(self.micro_batches):
+            epoch, within = divmod(self.step * self.micro_batches + micro, self.data.steps_per_epoch)
+            yield self.data.batch(epoch, within).tokens_BS
+
+    def elapsed(self) -> float:
+        """Seconds spent on this run, by this process and those it resumes."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def progress_share(self) -> float:
+        """How much of the run is done, 0 to 1: by steps, or by time where ``max_seconds`` is nearer."""
+        share = self.step / self.config.total_steps
+        return max(share, self.elapsed() / self.config.max_seconds) if self.config.max_seconds else share
+
+    def learning_rate(self) -> float:
+        config = self.config
+        return learning_rate(
+            self.progress_share(),
+            step=self.step,
+            peak=config.lr,
+            warmup_steps=config.warmup_steps,
+            decay_fraction=config.decay_fraction,
+            min_ratio=config.min_lr_ratio,
+        )
+
+    # ----------------------------------------------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Bits per byte by language, MTP loss (nats) and agreement, MaxVio by gate. Moves no bias.
+
+        Agreement is the share of positions where the first MTP module's greedy choice for token i + 2 is the main
+        model's own, made one position later and one token wiser: what greedy speculative decoding would accept.
+        """
+        bits: dict[str, float] = {}
+        load_GE = torch.zeros_like(self.router.load_GE)
+        mtp = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, agreements, targets
+        # Evaluation has batches of other sizes, which compiled code would be compiled for again.
+        with torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext():
+            for language, validation in self.validation.items():
+                nats = torch.zeros((), dtype=torch.float64, device=self.device)
+                for batch, scored_BS in validation:
+                    with self.router.listen() as heard:
+                        scores = self._score(batch.tokens_BS)
+                    load_GE += self.router.load(heard, len(scored_BS))
+                    nll_BS, best_BS = scores[0]
+                    nats += (nll_BS * scored_BS).sum()
+                    for mtp_nll_BS, mtp_best_BS in scores[1:2]:
+                        scored = scored_BS[:, 1:]  # at i: token i + 2 is scored, the main model's target at i + 1
+                        agrees = mtp_best_BS[:, :-1] == best_BS[:, 1:]
+                        mtp_nats = (mtp_nll_BS[:, :-1] * scored).sum()
+                        mtp += torch.stack((mtp_nats, (agrees & scored).sum(), scored.sum()))
+                bits[language] = float(nats) / math.log(2) / validation.n_bytes
+        result: dict[str, Any] = {"bits_per_byte": bits}
+        if self.model.mtp:
+            nats_sum, agreements, targets = mtp.tolist()
+            result |= {"mtp_loss": nats_sum / targets, "mtp_agreement": agreements / targets}
+        return result | {"max_vio": self._max_vio(load_GE)}
+
+    def _score(self, tokens_BS: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(nll_BS in nats, best_BS) of the main model and of each MTP module, for rows (B, S + 1 + n_mtp_layers)."""
+        n_mtp = len(self.model.mtp)
+        results = []
+        for depth, x_BSD in enumerate(hidden_states(self.model, tokens_BS[:, :-1])):
+            nll_T, best_T = score_tokens(
+                x_BSD.flatten(0, 1),
+                self.model.head.weight,
+                shifted_targets(tokens_BS, depth, n_mtp),
+                chunk=self.config.loss_chunk,
+            )
+            results.append((nll_T.view(x_BSD.shape[:2]), best_T.view(x_BSD.shape[:2])))
+        return results
+
+    def _max_vio(self, load_GE: Tensor) -> dict[str, float]:
+        return {
+            name.removesuffix(".ffn.gate"): max_violation(load_E)
+            for name, load_E in zip(self.router.names, load_GE.cpu(), strict=True)
+        }
+
+    # --------------------------------------------------------------------------------------------------------- states
+
+    def save(self) -> Path:
+        """Write a state to resume from. Raises DivergenceError instead if the weights are spoilt."""
+        self.check_finite()
+        state: dict[str, Any] = {
+            "config": self.config.to_dict(),
+            "model": self.model_config.to_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "biases": self._biases(),
+            "seconds": self.elapsed(),
+            "data": self._data_identity,
+            "rng": {"cpu": torch.get_rng_state()},
+        }
+        if self.device.type == "cuda":
+            state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        return save_state(self.states, self.step, state, keep=self.config.keep)
+
+    def load(self, path: Path) -> None:
+        """Go on from a state. Raises CheckpointError that names what differs from this run's configuration and data."""
+        state = load_state(path)
+        require_same(state["model"], self.model_config.to_dict(), free=frozenset(), what="model")
+        require_same(state["config"], self.config.to_dict(), free=OPERATIONAL, what="training configuration")
+        require_same(state["data"], self._data_identity, free=frozenset(), what="data set")
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, bias in self._biases().items():
+            bias.copy_(state["biases"][name])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        self.step, self.seconds_before = state["step"], state["seconds"]
+
+    def _biases(self) -> dict[str, Tensor]:
+        gates = zip(self.router.names, self.router.gates, strict=True)
+        return {name: gate.bias for name, gate in gates if gate.bias is not None}
+
+    def check_finite(self) -> None:
+        """Raise DivergenceError with the first step whose gradient was not finite, its batch, the last good state."""
+        step = int(self.first_bad_step)
+        if step < 0:
+            return
+        epoch, within = divmod((step - 1) * self.micro_batches, self.data.steps_per_epoch)
+        states = state_paths(self.states)
+        raise DivergenceError(
+            f"loss or gradient stopped being finite at step {step} (batch {within} of epoch {epoch}); last good state: "
+            f"{states[-1] if states else 'none'}. Lower the learning rate or lengthen the warm-up"
+        )
+
+    # --------------------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> TrainResult:
+        """Train until steps or time are used up, then evaluate and export; or until ``stop_at_seconds``, then save."""
+        config = self.config
+        log = RunLog(self.log_path, after_step=self.step)
+        self.started = time.monotonic()
+        meter = _Meter(config.batch_tokens, self.step)
+        with tqdm(total=config.total_steps, initial=self.step, unit="step", disable=not self.progress) as bar:
+            while self.progress_share() < 1.0:
+                if config.stop_at_seconds and time.monotonic() - self.started >= config.stop_at_seconds:
+                    return TrainResult(False, self.step, self.save(), tokens_per_second=meter.mean(self.step))
+                lr = self.learning_rate()
+                self.take_step()
+                bar.update()
+                if self.step % config.log_every == 0:
+                    means = self._read_sums()
+                    speed = meter.lap(self.step)
+                    log.write(
+                        "train",
+                        self.step,
+                        **means,
+                        lr=lr,
+                        max_vio=self._max_vio(self.load_GE),
+                        tokens_per_second=speed,
+                        seconds=self.elapsed(),
+                    )
+                    bar.set_postfix_str(f"loss {means['loss']:.3f}, MTP {means['mtp_loss']:.3f}, {speed:,.0f} tokens/s")
+                if self.step % config.eval_every == 0 or self.step % config.save_every == 0:
+                    with meter.pause():
+                        self.check_finite()
+                        if self.step % config.eval_every == 0:
+                            log.write("eval", self.step, **self.evaluate())
+                        if self.step % config.save_every == 0:
+                            self.save()
+        speed = meter.mean(self.step)
+        state = self.save()
+        evaluation = self.evaluate()
+        log.write("eval", self.step, final=True, **evaluation)
+        write_csv(self.log_path, self.log_path.with_suffix(".csv"))
+        return TrainResult(True, self.step, state, self.export(), evaluation, speed)
+
+    def export(self) -> Path:
+        """Write the model in Hugging Face layout, with the tokenizer's files where one is configured."""
+        tokenizer = resolve(self.config.tokenizer) if self.config.tokenizer else None
+        save_model(self.model, self.export_dir, dtype=self.config.export, tokenizer_dir=tokenizer, repeat_shared=False)
+        return self.export_dir
+
+    def _read_sums(self) -> dict[str, float]:
+        """Means since the last call. Waits for the device."""
+        self.check_finite()
+        main, mtp, balance, norm = (self.sums / self.config.log_every).tolist()
+        self.sums.zero_()
+        return {"loss": main, "mtp_loss": mtp, "balance_loss": balance, "grad_norm": norm}
+
+    def _open_data(self) -> tuple[PackedDataset, dict[str, ValidationSet]]:
+        config, n_mtp = self.config, self.model_config.n_mtp_layers
+        tokenizer = Tokenizer.from_dir(resolve(config.tokenizer)) if config.tokenizer else None
+        stores = []
+        for name in ("train.npz", "val.npz"):
+            store = TokenStore.load(Path(config.data) / name)
+            store.check(vocab_size=self.model_config.vocab_size, tokenizer=tokenizer)
+            stores.append(store)
+        data = PackedDataset(
+            stores[0],
+            config.seq_len,
+            config.micro_batch_size,
+            mtp=n_mtp,
+            seed=config.seed,
+            rank=self.dp.rank,
+            world=self.dp.size,
+            device=self.device,
+        )
+        self._data_identity = {"tokenizer": stores[0].fingerprint, "steps_per_epoch": data.steps_per_epoch}
+        validation = {
+            language: ValidationSet(
+                stores[1], language, config.seq_len, config.micro_batch_size, mtp=n_mtp, device=self.device
+            )
+            for language in stores[1].languages
+        }
+        return data, validation
+
+
+class _Meter:
+    """Tokens per second of training alone: pauses for evaluation and saving are left out."""
+
+    def __init__(self, tokens_per_step: int, step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.first = self.last = step
+        self.start = self.lap_start = time.monotonic()
+
+    def lap(self, step: int) -> float:
+        now = time.monotonic()
+        speed = (step - self.last) * self.tokens_per_step / max(now - self.lap_start, 1e-9)
+        self.last, self.lap_start = step, now
+        return speed
+
+    def mean(self, step: int) -> float:
+        return (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.start, 1e-9)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        spent = time.monotonic() - begin
+        self.start += spent
+        self.lap_start += spent
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile what is worth fusing, block by block: attention, experts, MLPs. Not the gates, which are listened to."""
+    for block in [*model.layers, *model.mtp]:
+        assert isinstance(block, Block)
+        ffn = (block.ffn.experts, block.ffn.shared_experts) if isinstance(block.ffn, MoE) else (block.ffn,)
+        for part in (block.attn, *ffn):
+            if part is not None:
+                part.compile(dynamic=False)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name; None: the GPU where there is one. Raises ConfigError if it is not there."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu")
+    return device

@@ -1,0 +1,173 @@
+"""The loop as a whole, on a CPU: it learns, it balances, it can be cut anywhere, and it says what is wrong."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv3.config import TrainConfig
+from dsv3.errors import CheckpointError, ConfigError
+from dsv3.train import add_arguments, train
+from dsv3.train.checkpoint import load_state, state_paths
+from dsv3.train.command import config_from
+from dsv3.train.log import read_log
+from dsv3.train.trainer import DivergenceError, Trainer
+from dsv3.weights import load_model
+
+
+def test_thirty_steps_bring_the_loss_down_and_leave_a_model_that_loads(micro_run):
+    config = micro_run()
+    result = train(config, progress=False)
+    records = [record for record in read_log(Path(config.out) / "log.jsonl") if record["kind"] == "train"]
+    assert [record["step"] for record in records] == [5, 10, 15, 20, 25, 30]
+    assert records[0]["loss"] > 3.5  # ln 64 = 4.16: it knew nothing
+    assert records[-1]["loss"] < 0.75 * records[0]["loss"]
+    assert records[-1]["mtp_loss"] < 0.85 * records[0]["mtp_loss"]
+    assert records[-1]["lr"] < records[2]["lr"]
+
+    assert result.finished
+    assert result.steps == 30
+    assert set(result.evaluation["bits_per_byte"]) == {"low", "high"}
+    assert result.evaluation["mtp_agreement"] > 0.1
+    assert set(result.evaluation["max_vio"]) == {"layers.1", "mtp.0"}
+    exported = load_model(result.export, dtype=torch.float32)
+    trained = Trainer(config, progress=False)
+    trained.load(result.state)
+    tokens_BS = torch.randint(64, (1, 8))
+    torch.testing.assert_close(exported(tokens_BS), trained.model(tokens_BS))
+
+
+def test_bits_per_byte_is_that_of_the_text(micro_run):
+    trainer = Trainer(micro_run(), progress=False)
+    torch.nn.init.zeros_(trainer.model.head.weight)  # every token then costs ln 64 nats, 6 bits
+    bits = trainer.evaluate()["bits_per_byte"]
+    for language, validation in trainer.validation.items():
+        n_targets = sum(int(scored_BS.sum()) for _, scored_BS in validation)
+        assert bits[language] == pytest.approx(6 * n_targets / validation.n_bytes, rel=1e-5)
+
+
+def test_evaluation_changes_nothing(micro_run):
+    trainer = Trainer(micro_run(bias_update=0.1), progress=False)
+    trainer.take_step()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert trainer.evaluate() == trainer.evaluate()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    assert not trainer.router.load_GE.any()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_run_cut_in_two_ends_with_the_same_bits(micro_run, tmp_path, dtype):
+    config = micro_run(total_steps=8, save_every=4, keep=9, dtype=dtype, moments=dtype)
+    whole = train(config, progress=False)
+    half = dataclasses.replace(config, out=str(tmp_path / "half"), stop_at_seconds=1e-9)
+    interrupted = train(half, progress=False)
+    assert not interrupted.finished
+    (tmp_path / "half" / "states" / interrupted.state.name).unlink()
+    middle = Path(config.out) / "states" / "step-00000004.pt"
+    middle.rename(tmp_path / "half" / "states" / middle.name)
+    resumed = train(dataclasses.replace(half, stop_at_seconds=None), resume=True, progress=False)
+    assert resumed.steps == 8
+    a, b = (load_state(result.state) for result in (whole, resumed))
+    for part in ("masters", "first", "second"):
+        assert all(torch.equal(tensor, b["optimizer"][part][name]) for name, tensor in a["optimizer"][part].items())
+    assert all(torch.equal(bias, b["biases"][name]) for name, bias in a["biases"].items())
+    assert resumed.evaluation == whole.evaluation
+
+
+def test_stop_at_seconds_leaves_a_state_and_resuming_finishes_the_log(micro_run):
+    config = micro_run(total_steps=10, stop_at_seconds=0.2)
+    runs = [train(config, resume=True, progress=False)]
+    while not runs[-1].finished:
+        assert runs[-1].export is None
+        assert len(runs) < 100
+        runs.append(train(dataclasses.replace(config, stop_at_seconds=5.0), resume=True, progress=False))
+    assert runs[-1].steps == 10
+    steps = [record["step"] for record in read_log(Path(config.out) / "log.jsonl")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 10
+
+
+def test_max_seconds_ends_the_run_with_a_decayed_rate(micro_run):
+    config = micro_run(total_steps=10**6, max_seconds=1.5, warmup_steps=0, log_every=1)
+    result = train(config, progress=False)
+    records = [record for record in read_log(Path(config.out) / "log.jsonl") if record["kind"] == "train"]
+    assert result.finished
+    assert result.steps < 10**4
+    assert records[0]["lr"] == pytest.approx(config.lr)
+    assert records[-1]["lr"] < 0.3 * config.lr
+
+
+def test_micro_batches_change_only_the_rounding(micro_run, tmp_path):
+    losses = []
+    for micro in (64, 256):
+        config = micro_run(micro_batch_tokens=micro, total_steps=1, log_every=1, out=str(tmp_path / f"{micro}"))
+        trainer = Trainer(config, progress=False)
+        # One epoch is shuffled alike whatever the batch: the first 256 tokens are the same rows.
+        trainer.take_step()
+        losses.append(trainer._read_sums())
+    # The mean over micro-batches is the mean over tokens; only the sums' order differs.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_nan_stops_with_the_step_the_batch_and_the_last_good_state(micro_run):
+    config = micro_run(save_every=2, total_steps=12)
+    trainer = Trainer(config, progress=False)
+    take_step = trainer.take_step
+
+    def poisoned() -> None:
+        if trainer.step == 3:
+            with torch.no_grad():
+                trainer.model.norm.weight[0] = float("nan")
+        take_step()
+
+    trainer.take_step = poisoned
+    with pytest.raises(DivergenceError, match=r"step 4 \(batch 6 of epoch 0\); last good state: .*step-00000002.pt"):
+        trainer.run()
+    assert [path.name for path in state_paths(trainer.states)] == ["step-00000002.pt"]
+
+
+def test_a_second_run_does_not_overwrite_the_first(micro_run):
+    train(micro_run(total_steps=1), progress=False)
+    with pytest.raises(ConfigError, match="holds a run"):
+        train(micro_run(total_steps=1), progress=False)
+
+
+def test_resuming_another_configuration_names_what_differs(micro_run):
+    train(micro_run(total_steps=1), progress=False)
+    with pytest.raises(CheckpointError, match=r"lr: 0.01 then, 0.5 now.*seed: 0 then, 7 now"):
+        train(micro_run(total_steps=2, lr=0.5, seed=7), resume=True, progress=False)
+    assert train(micro_run(total_steps=2, log_every=1), resume=True, progress=False).steps == 2
+
+
+def test_a_vocabulary_or_context_that_does_not_fit_is_refused(micro_run, tmp_path):
+    config = micro_run()
+    shape = json.loads(Path(config.model).read_text())
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps(shape | {"vocab_size": 32}))
+    with pytest.raises(ConfigError, match="vocabulary of 64 ids, the model has vocab_size 32"):
+        train(dataclasses.replace(config, model=str(small)), progress=False)
+    small.write_text(json.dumps(shape | {"original_seq_len": 16}))
+    with pytest.raises(ConfigError, match="seq_len = 32 exceeds the model's 16"):
+        train(dataclasses.replace(config, model=str(small)), progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_asked_for_where_there_is_none(micro_run):
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        train(micro_run(device="cuda"), progress=False)
+
+
+def test_flags_override_the_preset(tmp_path):
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps({"model": "shape.json", "lr": 0.5, "total_steps": 7}))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(f"--config {preset} --lr 0.25 --compile --moments bf16 --max-seconds 9 --resume".split())
+    expected = TrainConfig(
+        model=str(tmp_path / "shape.json"), lr=0.25, total_steps=7, compile=True, moments="bf16", max_seconds=9.0
+    )
+    assert config_from(args) == expected
+    assert args.resume
