@@ -1,6 +1,6 @@
 """What one decode step costs beside the model: scheduling, batch building, sampling, bookkeeping.
 
-The model is replaced by one that returns ready logits, so nearly all of the time is the engine's. Run on a quiet machine:
+The model is replaced by one that returns ready logits, so nearly all of the time is the engine's. On a quiet machine:
 
     OMP_NUM_THREADS=1 python benchmarks/engine_overhead.py
 """
@@ -33,6 +33,9 @@ class ReadyModel:
     def eval(self) -> "ReadyModel":
         return self
 
+    def prepare(self) -> "ReadyModel":
+        return self
+
     def hidden(self, tokens: Tensor, ctx: AttnContext) -> Tensor:
         return self.h_TD[: len(tokens)]
 
@@ -53,7 +56,9 @@ class RightDrafter:
             seq.drafts = [self.favourite] if seq.max_len - len(seq.token_ids) > 1 else []
 
 
-def microseconds_per_step(batch_size: int, params: SamplingParams, config: ModelConfig, *, draft: bool = False) -> float:
+def microseconds_per_step(
+    batch_size: int, params: SamplingParams, config: ModelConfig, *, draft: bool = False
+) -> float:
     model = ReadyModel(config)
     llm = LLM.from_model(
         cast(Transformer, cast(Any, model)),

@@ -49,7 +49,7 @@ class PageAllocator:
         """Raise CapacityError where a sequence of ``n_tokens`` would not fit even with the whole cache to itself."""
         if n_tokens > self.n_pages * self.page_size:
             raise CapacityError(
-                f"the request may grow to {n_tokens} cached tokens, but the cache holds {self.n_pages * self.page_size} "
+                f"the request may grow to {n_tokens} tokens, but the cache holds {self.n_pages * self.page_size} "
                 f"({self.n_pages} pages of {self.page_size}): lower max_tokens, or give the engine more n_pages"
             )
 

@@ -150,6 +150,7 @@ class Engine:
             if start < seq.n_prompt:
                 n_prefill += n
         stats.steps += 1
+        stats.preemptions = self.scheduler.n_preemptions
         stats.prefill_tokens += n_prefill
         stats.decode_tokens += n_decoded
         stats.prefill_seconds += seconds * n_prefill / n_rows

@@ -2,7 +2,10 @@
 
     llm = LLM("tiny")
     llm.generate(["Once upon a time", "Había una vez"], SamplingParams(max_tokens=64))
-    for event in llm.stream("从前"): print(event.text, end="")
+    for event in llm.stream("从前"):
+        print(event.text, end="")
+
+Whatever can be wrong with a request is found here, before it touches a running batch.
 """
 
 import sys
@@ -100,7 +103,7 @@ class LLM:
         """
         limits = _engine_config(max_seq_len, speculative, options).for_model(model.config)
         llm = cls.__new__(cls)
-        llm._start(model.eval(), tokenizer, limits, eos_id, drafter)
+        llm._start(model.eval().prepare(), tokenizer, limits, eos_id, drafter)
         return llm
 
     def _start(
@@ -160,8 +163,8 @@ class LLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
         """Continue one prompt and yield what each step adds. Several streams may be read in turns.
 
-        Raises RequestError and CapacityError at once, not at the first event. A stream that is dropped or closed half-way
-        gives its cache pages back.
+        Raises RequestError and CapacityError at once, not at the first event. A stream that is dropped or closed
+        half-way gives its cache pages back.
         """
         (request,) = _as_list([prompt])
         return self._events(self._sequence(request, SamplingParams() if params is None else params))
@@ -249,8 +252,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= n_gpus:
         raise ConfigError(
-            f"device {str(found)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA devices: use device "
-            "'cpu', or check nvidia-smi and that torch was installed with CUDA"
+            f"device {str(found)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA devices: "
+            "use 'cpu', or check nvidia-smi and that torch was installed with CUDA"
         )
     return found
 
@@ -291,7 +294,8 @@ def _as_list(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, (list, tuple)):
-        raise RequestError(f"prompts is {type(prompts).__name__}; expected a text, a list of token ids, or a list of these")
+        found = type(prompts).__name__
+        raise RequestError(f"prompts is {found}; expected a text, a list of token ids, or a list of these")
     many: list[Any] = list(prompts)
     if many and all(_is_id(token) for token in many):
         return [many]

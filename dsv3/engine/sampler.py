@@ -7,16 +7,16 @@ filters still share every tensor operation.
 """
 
 from collections.abc import Sequence as Seq
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv3.engine.outputs import TokenLogprob
+from dsv3.engine.params import SamplingParams
 from dsv3.engine.sequence import Sequence
 
-CANDIDATES = 512
-"""Likeliest tokens that top-p looks at before it sorts a whole vocabulary: nearly always enough, and much cheaper."""
+CANDIDATES = 256
+"""Likeliest tokens that top-p sorts at first. Nearly always enough, and far cheaper than sorting the vocabulary."""
 
 
 def sample(logits_MV: Tensor, seqs: Seq[Sequence], counts: Seq[int]) -> list[int]:
@@ -74,11 +74,11 @@ def _draw(logits_MV: Tensor, owners: list[tuple[Sequence, int]]) -> list[int]:
     return tokens_M1.squeeze(1).tolist()
 
 
-def _column(like: Tensor, values: list[Any]) -> Tensor:
+def _column(like: Tensor, values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
-def _floor(probs_MV: Tensor, params: list[Any]) -> Tensor | None:
+def _floor(probs_MV: Tensor, params: list[SamplingParams]) -> Tensor | None:
     """The lowest probability that each row's filters leave in; None where no row filters."""
     floor_M1 = None
     if any(p.top_k or p.top_p < 1 for p in params):
@@ -89,33 +89,29 @@ def _floor(probs_MV: Tensor, params: list[Any]) -> Tensor | None:
     return floor_M1
 
 
-def _top_k_top_p_floor(probs_MV: Tensor, params: list[Any]) -> Tensor:
+def _top_k_top_p_floor(probs_MV: Tensor, params: list[SamplingParams]) -> Tensor:
     vocab_size = probs_MV.size(-1)
-    top_k = [min(p.top_k or vocab_size, vocab_size) for p in params]
-    top_p_M1 = _column(probs_MV, [p.top_p for p in params])
-    nucleus = [p.top_p < 1 for p in params]
-    # Rows with top-k need that many sorted candidates; rows with top-p alone usually need few.
-    width = max([k for k, p in zip(top_k, params) if p.top_k] + [min(CANDIDATES, vocab_size)])
+    top_k_M1 = torch.tensor([[min(p.top_k, vocab_size)] for p in params], device=probs_MV.device)
+    top_p_M1 = torch.tensor([[p.top_p] for p in params], dtype=torch.float64, device=probs_MV.device)
+    width = max(p.top_k for p in params)
+    if any(p.top_p < 1 and not p.top_k for p in params):
+        width = max(width, CANDIDATES)
     while True:
-        sorted_MW = probs_MV.topk(width, dim=-1).values
-        sums_MW = sorted_MW.cumsum(-1, dtype=torch.float64)
-        last_M1 = torch.tensor([[min(k, width) - 1] for k in top_k], device=probs_MV.device)
-        # Top-p of what top-k left: everything where there is no top-k, and then the total is 1.
-        limited_M1 = last_M1 < width - 1 if width < vocab_size else torch.ones_like(last_M1, dtype=torch.bool)
-        mass_M1 = torch.where(limited_M1, sums_MW.gather(1, last_M1), 1.0)
-        needed_M1 = (sums_MW < top_p_M1 * mass_M1).sum(-1, keepdim=True)  # index of the token that completes the nucleus
-        if width == vocab_size or not (needed_M1 >= width)[torch.tensor(nucleus, device=probs_MV.device)].any():
+        width = min(width, vocab_size)
+        best_MW = probs_MV.topk(width, dim=-1).values
+        sums_MW = best_MW.cumsum(-1, dtype=torch.float64)
+        # The nucleus is taken of what top-k leaves; without top-k that is everything, and its sum is 1.
+        mass_M1 = torch.where(top_k_M1 > 0, sums_MW.gather(1, (top_k_M1 - 1).clamp(min=0)), 1.0)
+        last_M1 = (sums_MW < top_p_M1 * mass_M1).sum(-1, keepdim=True)  # the token that completes the nucleus
+        if width == vocab_size or not ((last_M1 == width) & (top_p_M1 < 1)).any():
             break
-        width = vocab_size
-    nucleus_M1 = torch.tensor(nucleus, device=probs_MV.device).unsqueeze(1)
-    kept_M1 = torch.where(nucleus_M1, torch.minimum(needed_M1, last_M1), last_M1)
-    floor_M1 = sorted_MW.gather(1, kept_M1)
-    unlimited = torch.tensor([[not p.top_k and p.top_p == 1] for p in params], device=probs_MV.device)
-    return torch.where(unlimited, 0.0, floor_M1)
+        width *= 8
+    floor_M1 = best_MW.gather(1, last_M1.clamp(max=width - 1))
+    return floor_M1.masked_fill((top_k_M1 == 0) & (top_p_M1 == 1), 0.0)
 
 
 def log_probabilities(logits_MV: Tensor, tokens: list[int], n_top: int) -> list[TokenLogprob]:
-    """For each row the token's natural-log probability and the ``n_top`` likeliest tokens, of the model's own logits."""
+    """For each row the token's natural-log probability and the ``n_top`` likeliest tokens, from unchanged logits."""
     logprobs_MV = torch.log_softmax(logits_MV, -1)
     chosen = logprobs_MV.gather(1, torch.tensor(tokens, device=logits_MV.device).unsqueeze(1)).squeeze(1).tolist()
     if n_top == 0:

@@ -28,6 +28,7 @@ class Scheduler:
         self.lookahead = lookahead
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.n_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request. Raises CapacityError where it could not finish even with the whole cache to itself."""
@@ -85,6 +86,7 @@ class Scheduler:
         self.allocator.release(seq.pages)
         seq.restart()
         seq.preemptions += 1
+        self.n_preemptions += 1
         self.waiting.appendleft(seq)
         self.running.pop()
 

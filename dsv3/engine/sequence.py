@@ -25,54 +25,60 @@ class Detokenizer(Protocol):
     def flush(self) -> str: ...
 
 
-class StopText:
+class OutputText:
     """Text on its way out: what may still turn out to be the beginning of a stop string is held back.
 
-    ``released`` never has to be taken back; that is what a stream may show.
+    ``released`` never has to be taken back, so a stream may show it. The stop string that is complete first ends the
+    text, whatever pieces the text came in; of several that end together, the one that began first.
     """
 
-    __slots__ = ("_held", "_longest", "_stops", "released")
+    __slots__ = ("_detokenizer", "_held", "_longest", "_stops", "released")
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...] = ()) -> None:
         self.released = ""
+        self._detokenizer = detokenizer
         self._held = ""
         self._stops = stops
         self._longest = max(map(len, stops), default=0)
 
-    def push(self, piece: str) -> bool:
-        """Append ``piece``. True where a stop string is complete; the text then ends before the first one."""
+    def push(self, token_id: int) -> bool:
+        """Take one token. True where it completes a stop string; the text then ends before that string."""
+        return self._take(self._detokenizer.push(token_id))
+
+    def close(self) -> bool:
+        """No more tokens will come: bytes of an incomplete character and held text come out. True as for ``push``."""
+        stopped = self._take(self._detokenizer.flush())
+        self.released += self._held
+        self._held = ""
+        return stopped
+
+    def _take(self, piece: str) -> bool:
         if not self._stops:
             self.released += piece
             return False
-        held = self._held + piece
-        found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.released += held[: min(found)]
+        text = self._held + piece
+        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            self.released += text[: min(ends)[1]]
             self._held = ""
             return True
-        keep = self._possible_start(held)
-        self.released += held[: len(held) - keep]
-        self._held = held[len(held) - keep :]
+        n_held = self._possible_start(text)
+        self.released += text[: len(text) - n_held]
+        self._held = text[len(text) - n_held :]
         return False
 
-    def _possible_start(self, held: str) -> int:
-        """Length of the longest end of ``held`` that begins a stop string."""
-        for n in range(min(len(held), self._longest - 1), 0, -1):
-            if any(stop.startswith(held[-n:]) for stop in self._stops):
+    def _possible_start(self, text: str) -> int:
+        """Length of the longest end of ``text`` that begins a stop string."""
+        for n in range(min(len(text), self._longest - 1), 0, -1):
+            if any(stop.startswith(text[-n:]) for stop in self._stops):
                 return n
         return 0
-
-    def close(self) -> None:
-        """No more text will come: what was held back is ordinary text."""
-        self.released += self._held
-        self._held = ""
 
 
 class Sequence:
     """State of one request. The scheduler owns ``pages`` and ``n_computed``; nothing here touches a tensor."""
 
     __slots__ = (
-        "_detokenizer",
         "_noise",
         "_rng",
         "_started",
@@ -120,8 +126,7 @@ class Sequence:
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if params.prompt_logprobs else None
         self.drafted = self.accepted = self.preemptions = 0
-        self._detokenizer = detokenizer
-        self._text = StopText(tuple(params.stop)) if detokenizer is not None else None
+        self._text = None if detokenizer is None else OutputText(detokenizer, tuple(params.stop))
         self._rng = random.Random(params.seed)
         self._noise: list[float] = []
         self._started = time.perf_counter()
@@ -162,7 +167,7 @@ class Sequence:
                 self.logprobs.append(logprobs[i])
             if token in self.eos_ids:
                 self._finish("stop")
-            elif self._text is not None and self._detokenizer is not None and self._text.push(self._detokenizer.push(token)):
+            elif self._text is not None and self._text.push(token):
                 self.finish_reason = "stop"
             elif len(self.token_ids) >= self.max_len:
                 self._finish("length")
@@ -170,12 +175,9 @@ class Sequence:
                 return
 
     def _finish(self, reason: FinishReason) -> None:
-        """End for a reason other than a stop string: bytes of an incomplete character and held text come out."""
         self.finish_reason = reason
-        if self._text is not None and self._detokenizer is not None:
-            if self._text.push(self._detokenizer.flush()):
-                self.finish_reason = "stop"
-            self._text.close()
+        if self._text is not None and self._text.close():
+            self.finish_reason = "stop"
 
     def restart(self) -> None:
         """Forget the cache, keep the tokens: they are computed again when pages are free."""
@@ -184,7 +186,8 @@ class Sequence:
 
     def output(self) -> RequestOutput:
         """The finished request. Only valid once ``finish_reason`` is set."""
-        assert self.finish_reason is not None and self._times is not None
+        assert self.finish_reason is not None
+        assert self._times is not None
         first, last = self._times
         output_ids = self.output_ids
         return RequestOutput(

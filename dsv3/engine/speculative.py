@@ -7,8 +7,8 @@ say what the model itself would choose after each draft: as long as that is the 
 
 Nothing is lost, greedy or not. The token at each place is always the one sampled from the model's own distribution
 there, with that place's own random number (``Sequence.noise``); a draft only decides whether the row behind it was
-computed in time. The positions of refused drafts hold latents of tokens that never came: nobody attends to them, and the
-next step writes over them.
+computed in time. The positions of refused drafts hold latents of tokens that never came: nobody attends to them, and
+the next step writes over them.
 """
 
 from typing import Protocol
@@ -41,8 +41,9 @@ class Drafter(Protocol):
 
 
 class MTPDrafter:
-    """Drafts up to ``n_drafts`` tokens, always the likeliest. Released models are trained for one MTP module; drafts after
-    the first feed it its own output, as DeepSeek's serving does, and are right less often.
+    """Drafts up to ``n_drafts`` tokens, always the likeliest ones.
+
+    Released models have one MTP module. Drafts after the first feed it its own output, and are right less often.
     """
 
     def __init__(self, runner: Runner, n_drafts: int) -> None:
