@@ -63,7 +63,7 @@ def _coerce(key: str, value: Any, annotation: Any) -> Any:
     for kind in kinds:
         if kind is float and number:
             return float(value)
-        if kind is int and number and value == int(value):
+        if kind is int and number and math.isfinite(value) and value == int(value):
             return int(value)
         if get_origin(kind) is Literal and isinstance(value, str):
             return value  # validate() names the choices
@@ -165,11 +165,22 @@ class ModelConfig(_Record):
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; choose one of {allowed}")
         if self.qk_rope_head_dim % 2:
             raise ConfigError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotation works on pairs: make it even")
-        if self.rope_factor < 1:
+        for key in ("qk_nope_head_dim", "kv_lora_rank"):
+            if getattr(self, key) % 2:  # complex numbers lie at even offsets only
+                raise ConfigError(
+                    f"{key} is {getattr(self, key)}; the rotated pairs stand behind it, aligned to 2: make it even"
+                )
+        # Each comparison is written so that NaN, which JSON readers accept, fails it.
+        if not 1 <= self.rope_factor < math.inf:
             raise ConfigError(f"rope_factor is {self.rope_factor}; it stretches the context: 1 (no YaRN) or more")
-        if self.rope_theta <= 1:
+        if not 1 < self.rope_theta < math.inf:
             raise ConfigError(f"rope_theta is {self.rope_theta}; the base of the wavelengths must be above 1")
-        if self.beta_fast <= self.beta_slow:
+        for key in ("route_scale", "beta_slow", "norm_eps"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it must be above 0")
+        if not 0 <= self.mscale < math.inf:
+            raise ConfigError(f"mscale is {self.mscale}; it must not be negative")
+        if not self.beta_slow < self.beta_fast < math.inf:
             raise ConfigError(
                 f"beta_fast = {self.beta_fast} must be above beta_slow = {self.beta_slow}: YaRN's ramp runs between"
             )
@@ -310,11 +321,20 @@ def _from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
         ("mlp_bias", False, "biases in the MLP"),
         ("rope_interleave", True, "weights permuted for half-split rotary pairs"),
         ("norm_topk_prob", v3, "this normalisation of the gate"),
+        ("mlp_bias", False, "biases in the MLP"),
+        ("rope_interleave", True, "rotary pairs split in halves"),
     ):
         if hf.get(key, expected) != expected:
             raise ConfigError(f"{key} is {hf[key]!r}; {kind} here expects {expected!r}: {meaning} are not supported")
     score_func = hf.get("scoring_func", "sigmoid" if v3 else "softmax")
-    values: dict[str, Any] = {key: hf[hf_key] for key, hf_key in _HF_KEYS.items() if hf.get(hf_key) is not None}
+    # What a file leaves out or sets to null means "none of it"; every other key decides the mathematics, so no guess.
+    absent = {"n_shared_experts": 0, "n_mtp_layers": 0, "norm_eps": 1e-6}
+    if not v3:
+        absent |= {"n_expert_groups": 1, "n_limited_groups": 1}
+    values: dict[str, Any] = absent | {key: hf[k] for key, k in _HF_KEYS.items() if hf.get(k) is not None}
+    missing = [hf_key for key, hf_key in _HF_KEYS.items() if key not in values]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} missing; a {kind} config.json has to give them all")
     values |= {"score_func": score_func, "gate_bias": v3, "q_lora_rank": hf.get("q_lora_rank") or 0}
     if values["gate_bias"] == (score_func == "sigmoid"):
         del values["gate_bias"]
@@ -335,7 +355,9 @@ def _from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rope_from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
     # Old files: rope_theta beside rope_scaling {"type"}. New ones: rope_parameters {"rope_type", "rope_theta", ...}.
-    rope: Mapping[str, Any] = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope: Any = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"the rope parameters are {rope!r}; expected an object with rope_type and its values")
     theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -348,6 +370,8 @@ def _rope_from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
             f"rope mscale = {mscale} and mscale_all_dim = {all_dim}; only equal, non-zero values are supported "
             "(both scale the softmax; unequal ones would also scale the rotation)"
         )
+    if not rope.get("factor"):
+        raise ConfigError("the rope type is 'yarn', but its factor is missing: how much longer the context became")
     return {
         "rope_theta": theta,
         "rope_factor": rope["factor"],

@@ -27,6 +27,9 @@ class Tap:
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
 
+    def __reduce__(self) -> tuple[type["Tap"], tuple[()]]:
+        return Tap, ()  # who listens to a model does not listen to its copies, and is not pickled with it
+
     def __call__(self, name: str, tensor: "Tensor") -> None:
         if self.listeners:
             for listener in self.listeners:
@@ -34,7 +37,7 @@ class Tap:
 
 
 def taps(model: "nn.Module") -> Iterator[tuple[str, Tap]]:
-    """Every tap in ``model`` with the path of the module that owns it, in execution order of construction."""
+    """Every tap in ``model`` with the path of the module that owns it, in the order of construction."""
     for path, module in model.named_modules():
         tap = getattr(module, "tap", None)
         if isinstance(tap, Tap):

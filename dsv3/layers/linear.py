@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dsv3 import kernels
 from dsv3.config import BLOCK
+from dsv3.errors import ConfigError
 from dsv3.parallel.group import Group
 
 FP8 = torch.float8_e4m3fn
@@ -65,11 +66,21 @@ class Linear(nn.Module):
         return f"{self.in_features}, {self.out_features}, dtype={self.weight.dtype}"
 
 
+def _share(total: int, what: str, dtype: torch.dtype, tp: Group) -> int:
+    share = tp.split(total, what)
+    if dtype == FP8 and tp.size > 1 and share % BLOCK:
+        raise ConfigError(
+            f"{what} = {total} over {tp.size} ranks is {share} each, which cuts through an FP8 scale block of {BLOCK}: use "
+            "fewer ranks, or BF16 weights"
+        )
+    return share
+
+
 def column_parallel(
     in_features: int, out_features: int, *, dtype: torch.dtype, scale_fmt: str | None = None, tp: Group
 ) -> Linear:
     """A Linear that computes this rank's share of the outputs. No communication: it is a plain, smaller layer."""
-    return Linear(in_features, tp.split(out_features, "out_features"), dtype=dtype, scale_fmt=scale_fmt)
+    return Linear(in_features, _share(out_features, "out_features", dtype, tp), dtype=dtype, scale_fmt=scale_fmt)
 
 
 class RowParallelLinear(Linear):
@@ -78,7 +89,8 @@ class RowParallelLinear(Linear):
     def __init__(
         self, in_features: int, out_features: int, *, dtype: torch.dtype, scale_fmt: str | None = None, tp: Group
     ) -> None:
-        super().__init__(tp.split(in_features, "in_features"), out_features, dtype=dtype, scale_fmt=scale_fmt)
+        share = _share(in_features, "in_features", dtype, tp)
+        super().__init__(share, out_features, dtype=dtype, scale_fmt=scale_fmt)
         self.tp = tp
 
     def forward(self, x: Tensor) -> Tensor:

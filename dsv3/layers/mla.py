@@ -125,7 +125,8 @@ class MLA(nn.Module):
         if group.mask_BSL is not None:
             scores_BXL = scores_BXL.view(group.B, group.S, self.H, -1) + group.mask_BSL.unsqueeze(2)
         probs_BXL = scores_BXL.softmax(dim=-1).view(group.B, group.S * self.H, -1)
-        self.tap("probs_BSHL", probs_BXL.view(group.B, group.S, self.H, -1))
+        if self.tap.listeners:
+            self.tap("probs_BSHL", probs_BXL.view(group.B, group.S, self.H, -1))
         o_BXC = torch.bmm(probs_BXL.to(q_nope.dtype), latent_BLc[..., : self.C])
         return torch.bmm(o_BXC.view(-1, self.H, self.C).transpose(0, 1), w_uv_HCP).transpose(0, 1)
 
@@ -136,6 +137,15 @@ class MLA(nn.Module):
         self._absorbed = w_uk_HNC, w_uv_HPC.transpose(1, 2)
         return self._absorbed
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._absorbed = None  # .to(), .cuda(), .bfloat16() replace the weight that the views look at
+    # What prepare() derived is thrown away wherever the weight may become another tensor, and made anew when needed.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # .to(), .cuda(), .to_empty()
+        self._absorbed = None
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # load_state_dict(assign=True), FP8 weights
+        self._absorbed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:  # copy.deepcopy and pickle would copy views apart from their weight
+        return {**self.__dict__, "_absorbed": None}

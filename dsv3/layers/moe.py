@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsv3 import kernels
 from dsv3.config import ModelConfig
+from dsv3.errors import ConfigError
 from dsv3.layers.basic import MLP
 from dsv3.layers.gate import Gate
 from dsv3.layers.linear import FP8, blocks
@@ -21,7 +22,7 @@ from dsv3.probe import Tap
 
 
 class Experts(nn.Module):
-    """The routed experts of this rank. rows_MD sorted by expert, counts_e rows for each -> (M, D)."""
+    """The routed experts. rows_MD sorted by expert, counts_e rows for each -> (M, D)."""
 
     def __init__(self, n_experts: int, dim: int, inter_dim: int, *, dtype: torch.dtype, scale_fmt: str | None) -> None:
         super().__init__()
@@ -58,10 +59,15 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, parallel: Parallel) -> None:
         super().__init__()
+        if parallel.ep.size > 1:
+            raise ConfigError(
+                f"expert parallelism over {parallel.ep.size} ranks needs a dispatcher that sends rows between them; only "
+                "the local one exists: use an ep group of size 1"
+            )
         self.tap = Tap()
         self.gate = Gate(config)
         self.experts = Experts(
-            parallel.ep.split(config.n_routed_experts, "n_routed_experts"),
+            config.n_routed_experts,
             config.dim,
             config.moe_inter_dim,
             dtype=dtype,

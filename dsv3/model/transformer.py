@@ -5,6 +5,7 @@ chose, ``layers.linear`` multiplies in the weight's own precision, and ``kernels
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,11 @@ from dsv3.layers.rope import inverse_frequencies, rotations
 from dsv3.model.block import Block
 from dsv3.model.mtp import MTP
 from dsv3.parallel.group import Parallel
+
+
+def _grad_unless_cached(ctx: AttnContext | None) -> AbstractContextManager[None]:
+    """No autograd with a cache: what earlier steps wrote there has no graph, so a gradient would be silently partial."""
+    return nullcontext() if ctx is None else torch.no_grad()
 
 
 class Head(nn.Module):
@@ -81,11 +87,12 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, ctx: AttnContext | None = None) -> Tensor:
         """The final, normalised hidden states, (B, S, D) or (T, D) with a context: what head and MTP start from."""
-        turns = self._turns(tokens, ctx)
-        h = self.embed(tokens)
-        for block in self.layers:
-            h = block(h, turns, ctx)
-        return self.norm(h)
+        with _grad_unless_cached(ctx):
+            turns = self._turns(tokens, ctx)
+            h = self.embed(tokens)
+            for block in self.layers:
+                h = block(h, turns, ctx)
+            return self.norm(h)
 
     def logits(self, h: Tensor) -> Tensor:
         """(..., D) from ``hidden`` or ``predict_next`` -> (..., V) in FP32."""
@@ -97,7 +104,8 @@ class Transformer(nn.Module):
         h (..., D) is ``hidden`` for k = 0 and the previous module's result for k > 0; next_tokens (...) are ids. With a
         context the module writes its own layer of the cache, at the position of h.
         """
-        return self.mtp[k](h, self.embed(next_tokens), self._turns(next_tokens, ctx), ctx)
+        with _grad_unless_cached(ctx):
+            return self.mtp[k](h, self.embed(next_tokens), self._turns(next_tokens, ctx), ctx)
 
     def _turns(self, tokens: Tensor, ctx: AttnContext | None) -> Tensor:
         if self.inv_freq.device != tokens.device:

@@ -46,8 +46,7 @@ class LocalDispatcher:
         return x_TD[order_M // K], counts_E, Dispatched(home_M, weights_TK)
 
     def combine(self, rows_MD: Tensor, record: Dispatched) -> Tensor:
-        T, K = record.weights_TK.shape
-        rows_TKD = rows_MD[record.home_M].view(T, K, -1)
+        rows_TKD = rows_MD[record.home_M].view(*record.weights_TK.shape, rows_MD.shape[-1])
         return torch.bmm(record.weights_TK.to(rows_MD.dtype).unsqueeze(1), rows_TKD).squeeze(1)
 
 
