@@ -48,7 +48,7 @@ def tiny_with(directory: Path, **changes: object) -> Tokenizer:
 
 
 def sentencepiece_like(directory: Path) -> Tokenizer:
-    """Llama-2 style: Metaspace words, unknown characters as <0x..> byte tokens, the first space stripped when decoding."""
+    """Llama-2 style: Metaspace words, rare characters as <0x..> byte tokens, the first space dropped in decoding."""
     words = ["<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "▁the", "▁cat", "s", "▁中", "文", ".", "é"]
     backend = Backend(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True, fuse_unk=True))
     backend.add_special_tokens(["<s>", "</s>"])
@@ -271,7 +271,7 @@ def test_stream_decodes_in_linear_time(tmp_path: Path, monkeypatch: pytest.Monke
     streamed(Tokenizer.from_dir(TINY), random.Random(0).choices(range(8192), k=2000))
     assert decoded == 0
     tokenizer = sentencepiece_like(tmp_path)
-    ids = random.Random(0).choices([i for i in range(258, 266)], k=2000)
+    ids = random.Random(0).choices(range(258, 266), k=2000)
     streamed(tokenizer, ids)
     assert 0 < decoded <= 6 * len(ids)
 

@@ -91,7 +91,7 @@ def train_bpe(
     tokenizer.train_from_iterator(_balanced(documents, bytes_per_language), trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ConfigError(
-            f"the text gave {tokenizer.get_vocab_size()} ids instead of {vocab_size}: no pair occurs twice any more."
+            f"the text gave {tokenizer.get_vocab_size()} ids instead of {vocab_size}: every word is one id already."
             " Give more text or choose a smaller vocab_size."
         )
     tokenizer.post_processor = processors.TemplateProcessing(

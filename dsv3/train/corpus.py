@@ -189,25 +189,23 @@ def read_verses(path: str | os.PathLike[str], languages: Iterable[str], split: s
 
     Five verses make a paragraph, as in the training text.
     """
-    languages = tuple(languages)
-    chapters: dict[str, list[dict[str, str]]] = {}
+    chapters: dict[str, dict[str, list[str]]] = {language: {} for language in languages}
     try:
         with lzma.open(path, "rt", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
                 if row["split"] == split:
-                    chapters.setdefault(row["ref"].split(":")[0], []).append(row)
+                    for language, verses in chapters.items():
+                        verses.setdefault(row["ref"].split(":")[0], []).append(row[language])
     except (lzma.LZMAError, EOFError, KeyError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the verses of {path}: {type(error).__name__}: {error}.") from error
-    if not chapters:
+    if not all(chapters.values()):
         raise ConfigError(f"{path} has no verse with split {split!r}.")
     return {
         language: [
-            "\n".join(
-                ("" if language == "zh" else " ").join(row[language] for row in five) for five in _chunks(rows, 5)
-            )
-            for rows in chapters.values()
+            "\n".join(("" if language == "zh" else " ").join(five) for five in _chunks(verses, 5))
+            for verses in by_chapter.values()
         ]
-        for language in languages
+        for language, by_chapter in chapters.items()
     }
 
 
