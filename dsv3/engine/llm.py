@@ -24,7 +24,7 @@ from dsv3.engine.params import SamplingParams
 from dsv3.engine.runner import Runner
 from dsv3.engine.sequence import Sequence
 from dsv3.engine.speculative import Drafter
-from dsv3.errors import ConfigError, RequestError
+from dsv3.errors import CapacityError, ConfigError, RequestError
 from dsv3.layers.cache import LatentCache
 from dsv3.model.transformer import Transformer
 from dsv3.tokenizer import Tokenizer
@@ -144,7 +144,12 @@ class LLM:
         Raises RequestError and CapacityError before anything runs. An interrupt leaves nothing behind.
         """
         requests = _as_list(prompts)
-        sequences = [self._sequence(p, s) for p, s in zip(requests, _match(params, len(requests)), strict=True)]
+        sequences: list[Sequence] = []
+        for i, (prompt, its_params) in enumerate(zip(requests, _match(params, len(requests)))):
+            try:
+                sequences.append(self._sequence(prompt, its_params))
+            except (RequestError, CapacityError) as error:
+                raise type(error)(f"prompt {i}: {error}" if len(requests) > 1 else str(error)) from None
         waiting = set(sequences)
         bar = tqdm(total=len(sequences), desc="generating", unit="request", disable=not progress, file=sys.stderr)
         try:
