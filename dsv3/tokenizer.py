@@ -14,7 +14,8 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +49,8 @@ class Tokenizer:
         self.eos_id: int | None = self._id_of("eos_token")
         self.pad_id: int | None = self._id_of("pad_token")
         self._adds_bos = self._follows_bos()
+        self._byte_of = _byte_alphabet()
+        self._id_bytes: dict[int, bytes] = {}  # filled as ids are streamed: a table of 129,280 would delay the first
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -83,7 +86,8 @@ class Tokenizer:
         should.
         """
         backend = self._backend if parse_special else self._literal
-        return self._start(bos) + backend.encode(text, add_special_tokens=False).ids
+        with _unicode_errors():
+            return self._start(bos) + backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
         self, texts: Sequence[str], bos: bool | None = None, parse_special: bool = True
@@ -91,7 +95,9 @@ class Tokenizer:
         """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false."""
         backend = self._backend if parse_special else self._literal
         start = self._start(bos)
-        return [start + e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _unicode_errors():
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [start + encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 show as U+FFFD, ids beyond the vocabulary as nothing."""
@@ -104,9 +110,10 @@ class Tokenizer:
 
     def stream(self) -> "Detokenizer":
         """A fresh incremental decoder: the pieces it gives, joined, are ``decode(ids)``."""
-        if self._bytes_of is not None:
-            return _ByteDetokenizer(self._bytes_of)
-        return _WindowDetokenizer(self)
+        from tokenizers.decoders import ByteLevel
+
+        byte_level = isinstance(self._backend.decoder, ByteLevel)
+        return _ByteDetokenizer(self._bytes_of) if byte_level else _WindowDetokenizer(self)
 
     @property
     def has_chat_template(self) -> bool:
@@ -185,23 +192,19 @@ class Tokenizer:
         backend.encode_special_tokens = True
         return backend
 
-    @cached_property
-    def _bytes_of(self) -> list[bytes] | None:
-        """The bytes of each id (none for special ones) if the decoder only joins bytes; else None."""
-        decoder = json.loads(self._definition).get("decoder") or {}
-        steps = decoder.get("decoders", [decoder])
-        if [step.get("type") for step in steps] != ["ByteLevel"]:
-            return None
-        byte_of = _byte_alphabet()
-        table = [b""] * self.vocab_size
-        for token, token_id in self._backend.get_vocab(with_added_tokens=True).items():
-            if token_id in self._special_ids:
-                continue
+    def _bytes_of(self, token_id: int) -> bytes:
+        """The bytes that an id of a byte-level vocabulary stands for: none for special ids and ids beyond the
+        vocabulary.
+        """
+        known = self._id_bytes.get(token_id)
+        if known is None:
+            token = "" if self.is_special(token_id) else self._backend.id_to_token(token_id) or ""
             try:
-                table[token_id] = bytes(byte_of[c] for c in token)
+                known = bytes(self._byte_of[c] for c in token)
             except KeyError:  # an added token is kept as plain text
-                table[token_id] = token.encode()
-        return table
+                known = token.encode()
+            self._id_bytes[token_id] = known
+        return known
 
 
 class Detokenizer(Protocol):
@@ -221,12 +224,12 @@ class Detokenizer(Protocol):
 class _ByteDetokenizer:
     """Byte-level vocabularies (GPT-2's alphabet: DeepSeek, Llama 3, Qwen, ours): constant work per id."""
 
-    def __init__(self, bytes_of: Sequence[bytes]) -> None:
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self._bytes_of = bytes_of
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        return self._utf8.decode(self._bytes_of[token_id]) if 0 <= token_id < len(self._bytes_of) else ""
+        return self._utf8.decode(self._bytes_of(token_id))
 
     def flush(self) -> str:
         text = self._utf8.decode(b"", final=True)
@@ -236,6 +239,8 @@ class _ByteDetokenizer:
 
 class _WindowDetokenizer:
     """Any other decoder (Metaspace, byte fallback, WordPiece): decodes a short window again, shows what is new in it.
+
+    What invalid fallback bytes show may differ from `decode`, which judges a whole run of byte ids at once.
 
     The window holds the last *shown* ids as left context, because such decoders treat the first id of a text apart
     (they drop its space), and the ids since. Its size is bounded, so the work per id is too.
@@ -266,6 +271,17 @@ class _WindowDetokenizer:
             return ""
         self._context, self._pending = self._pending, []
         return whole[len(before) :]
+
+
+@contextmanager
+def _unicode_errors() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise RequestError(
+            "cannot encode the text: expected a str of valid Unicode, without lone surrogates (which stand for bytes"
+            " of an input that was not UTF-8)."
+        ) from error
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -178,6 +178,12 @@ def test_ids_out_of_range(tiny: Tokenizer) -> None:
         tiny.decode([5, -1])
 
 
+def test_text_that_is_no_unicode(tiny: Tokenizer) -> None:
+    text = b"ni\xf1o".decode("utf-8", "surrogateescape")  # what sys.argv holds for a Latin-1 argument
+    with pytest.raises(RequestError, match="lone surrogates"):
+        tiny.encode(text)
+
+
 # ---------------------------------------------------------------------------------------------------------- streaming
 
 

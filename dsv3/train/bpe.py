@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from dsv3.errors import ConfigError
 from dsv3.tokenizer import CONFIG_FILE, TOKENIZER_FILE
-from dsv3.train.corpus import read_documents
+from dsv3.train.corpus import read_documents, replacing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -125,15 +125,12 @@ def save(tokenizer: "tokenizers.Tokenizer", directory: str | os.PathLike[str]) -
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     for name, text in (
         (TOKENIZER_FILE, tokenizer.to_str(pretty=False)),
         (CONFIG_FILE, json.dumps(config, indent=2) + "\n"),
     ):
-        beside = directory / (name + ".tmp")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, directory / name)
+        with replacing(Path(directory) / name) as beside:
+            beside.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

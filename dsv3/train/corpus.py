@@ -13,6 +13,7 @@ elsewhere.
 
 import argparse
 import csv
+import errno
 import io
 import json
 import lzma
@@ -20,6 +21,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +29,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dsv3.errors import CheckpointError, ConfigError
+from dsv3.errors import CapacityError, CheckpointError, ConfigError
 from dsv3.tokenizer import Tokenizer
 
 SEPARATOR = "<|doc|>"
@@ -89,8 +91,6 @@ class TokenStore:
 
     def save(self, path: str | os.PathLike[str], *, compress: bool = False) -> None:
         """Writes the token file. compress=True: LZMA, about half the size, some seconds to read, a minute to write."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         meta = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
@@ -102,18 +102,13 @@ class TokenStore:
                 for name, docs in self.languages.items()
             },
         }
-        beside = path.with_name(path.name + ".tmp")
-        try:
-            method = zipfile.ZIP_LZMA if compress else zipfile.ZIP_STORED
-            with zipfile.ZipFile(beside, "w", method) as archive:
-                archive.writestr("meta.json", json.dumps(meta, indent=1))
-                for name, docs in self.languages.items():
-                    for array in _ARRAYS:
-                        with archive.open(f"{name}.{array}.npy", "w", force_zip64=True) as member:
-                            np.lib.format.write_array(member, getattr(docs, array), allow_pickle=False)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        method = zipfile.ZIP_LZMA if compress else zipfile.ZIP_STORED
+        with replacing(path) as beside, zipfile.ZipFile(beside, "w", method) as archive:
+            archive.writestr("meta.json", json.dumps(meta, indent=1))
+            for name, docs in self.languages.items():
+                for array in _ARRAYS:
+                    with archive.open(f"{name}.{array}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, getattr(docs, array), allow_pickle=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TokenStore":
@@ -255,6 +250,30 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield chunk
 
 
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place at the end: whatever happens, `path` is old or new,
+    whole.
+
+    Raises CapacityError when the disk is full, ConfigError when the place cannot be written to.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        os.replace(beside, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CapacityError(
+                f"no room left on the disk for {path}: free some, or choose another directory."
+            ) from error
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def _store(languages: dict[str, Documents], tokenizer: Tokenizer) -> TokenStore:
     assert tokenizer.bos_id is not None  # tokenize() has checked both
     assert tokenizer.eos_id is not None
@@ -290,11 +309,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dsv3.train.corpus", description="Tokenise a corpus.")
     parser.add_argument("corpus", type=Path, help="directory with LANGUAGE.{train,val}.txt.xz and parallel.tsv.xz")
     parser.add_argument("out", type=Path, help="directory for train.npz, val.npz and heldout.npz")
-    parser.add_argument("--tokenizer", type=Path, default=Path(__file__).parents[1] / "assets" / "tiny")
+    parser.add_argument("--tokenizer", default="tiny", help="directory with tokenizer.json (default: the embedded one)")
     parser.add_argument("--languages", nargs="+", default=["en", "es", "zh"])
     parser.add_argument("--compress", action="store_true", help="LZMA: half the size, slower to write and to read")
     args = parser.parse_args()
-    tokenizer = Tokenizer.from_dir(args.tokenizer)
+    from dsv3.weights import resolve  # here, because it imports torch, which nothing else in this file needs
+
+    tokenizer = Tokenizer.from_dir(resolve(args.tokenizer))
     for split in ("train", "val"):
         sources = {language: args.corpus / f"{language}.{split}.txt.xz" for language in args.languages}
         tokenize_files(sources, tokenizer).save(args.out / f"{split}.npz", compress=args.compress)

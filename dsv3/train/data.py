@@ -42,9 +42,7 @@ class _Stream:
     """Documents of a flat token array, put in an order and read as one sequence."""
 
     def __init__(self, tokens: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> None:
-        """`tokens` holds the ids' 16 bits as int16; document j of the order is tokens[starts[j] : starts[j] +
-        lengths[j]].
-        """
+        """`tokens`: ids, 16 bits each, in an int16 tensor. Document j of the order has lengths[j] from starts[j] on."""
         self._tokens = tokens
         ends = np.cumsum(lengths)
         self.length = int(ends[-1])

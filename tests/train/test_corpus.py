@@ -10,7 +10,7 @@ import pytest
 
 import dsv3.tokenizer
 import dsv3.train.corpus as subject
-from dsv3.errors import CheckpointError, ConfigError
+from dsv3.errors import CapacityError, CheckpointError, ConfigError
 from dsv3.tokenizer import Tokenizer
 from dsv3.train.corpus import TokenStore, read_documents, read_verses, tokenize_files, tokenize_verses
 
@@ -143,11 +143,24 @@ def test_an_interrupted_save_keeps_the_old_file(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np.lib.format, "write_array", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        store.save(file)
-    assert file.read_bytes() == before
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for fault, error, message in (
+        (full_disk, CapacityError, "no room left on the disk for .*t.npz"),
+        (interrupt, KeyboardInterrupt, None),
+    ):
+        monkeypatch.setattr(np.lib.format, "write_array", fault)
+        with pytest.raises(error, match=message):
+            store.save(file)
+        assert file.read_bytes() == before
     assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_a_place_that_cannot_be_written_to(store: TokenStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write .*t\.npz: (Not a directory|File exists)"):
+        store.save(tmp_path / "file" / "t.npz")
 
 
 @pytest.mark.parametrize("compress", [False, True])
