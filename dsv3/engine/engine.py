@@ -92,6 +92,7 @@ class Engine:
         started = time.perf_counter()
         plan = self.scheduler.schedule()
         if not plan:
+            assert not self.scheduler.waiting, "requests wait, nothing runs, and still none was admitted"
             return []
         batch = Batch(plan, self.runner.cache)
         h_TD, logits_MV = self.runner.run(batch)

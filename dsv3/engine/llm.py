@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from tqdm import tqdm
@@ -56,10 +56,11 @@ class LLM:
         dtype: "fp32", "bf16", "fp8" or a torch dtype; None: FP32 on a CPU, what the checkpoint says on CUDA.
         config: a model configuration instead of the checkpoint's own.
         max_seq_len: longest prompt plus output; None: the context the model was made for.
-        speculative: tokens that the MTP module drafts in each step; 0 or None: none. Changes speed, never a token.
+        speculative: tokens that the MTP module drafts in each step; None: none; "auto": one, where there is a module.
+            Changes speed, never a token.
         options: further fields of EngineConfig (max_batch_size, max_step_tokens, page_size, n_pages, ...).
 
-    Raises ConfigError (unknown device, options that contradict), CheckpointError (loading).
+    Raises RequestError (a device that is not here), ConfigError (dtype, options), CheckpointError (loading).
     """
 
     def __init__(
@@ -70,20 +71,20 @@ class LLM:
         dtype: str | torch.dtype | None = None,
         config: ModelConfig | None = None,
         max_seq_len: int | None = None,
-        speculative: int | None = None,
+        speculative: int | Literal["auto"] | None = None,
         **options: Any,
     ) -> None:
         from dsv3 import weights
 
         where = resolve_device(device)
         what = resolve_dtype(dtype, where)
-        limits = _engine_config(max_seq_len, speculative, options)
+        options |= {"max_seq_len": max_seq_len, "speculative": speculative}
         path = weights.resolve(path_or_name)
-        model_config = weights.read_config(path) if config is None else config
-        limits = limits.for_model(model_config)  # before minutes of loading
+        # Before minutes of loading. The weights have the last word: some come without the MTP layer that they name.
+        _limits(weights.read_config(path) if config is None else config, options)
         tokenizer = Tokenizer.from_dir(path)
-        model = weights.load_model(path, config=model_config, dtype=what, device=where)
-        self._start(model, tokenizer, limits, None, None)
+        model = weights.load_model(path, config=config, dtype=what, device=where)
+        self._start(model, tokenizer, _limits(model.config, options), None, None)
 
     @classmethod
     def from_model(
@@ -94,14 +95,15 @@ class LLM:
         eos_id: int | None = None,
         drafter: Drafter | None = None,
         max_seq_len: int | None = None,
-        speculative: int | None = None,
+        speculative: int | Literal["auto"] | None = None,
         **options: Any,
     ) -> Self:
         """From a model in memory. Without a tokenizer prompts are token ids and outputs have no text.
 
         eos_id: the end-of-sequence token where no tokenizer knows it. drafter: another source of drafts than MTP.
         """
-        limits = _engine_config(max_seq_len, speculative, options).for_model(model.config)
+        options |= {"max_seq_len": max_seq_len, "speculative": speculative}
+        limits = _limits(model.config, options)
         llm = cls.__new__(cls)
         llm._start(model.eval().prepare(), tokenizer, limits, eos_id, drafter)
         return llm
@@ -245,18 +247,18 @@ class LLM:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device meant; None takes CUDA where there is one. Raises ConfigError for one that does not exist here."""
+    """The device meant; None takes CUDA where there is one. Raises RequestError for one that does not exist here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ConfigError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N'") from None
+        raise RequestError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N'") from None
     if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {str(found)!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
+        raise RequestError(f"device {str(found)!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= n_gpus:
-        raise ConfigError(
+        raise RequestError(
             f"device {str(found)!r} was asked for, but torch {torch.__version__} sees {n_gpus} CUDA devices: "
             "use 'cpu', or check nvidia-smi and that torch was installed with CUDA"
         )
@@ -266,7 +268,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """A torch dtype, or None for the checkpoint's own. Raises ConfigError for names that mean none.
 
-    The default on a CPU is FP32: it has no FP8 arithmetic, and one-token products in BF16 are no faster there.
+    The default on a CPU is FP32: there is no FP8 arithmetic, and BF16 would make results depend on the batch.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
@@ -290,8 +292,14 @@ def n_pages(limits: EngineConfig, model: ModelConfig, dtype: torch.dtype, device
     return max(1, min(wanted, budget // page_bytes))
 
 
-def _engine_config(max_seq_len: int | None, speculative: int | None, options: dict[str, Any]) -> EngineConfig:
-    return EngineConfig.from_dict({"max_seq_len": max_seq_len, "speculative": speculative or 0, **options})
+def _limits(model: ModelConfig, options: dict[str, Any]) -> EngineConfig:
+    """EngineConfig for this model. Raises ConfigError for unknown options and for what the model cannot do."""
+    speculative = options["speculative"]
+    if speculative == "auto":
+        speculative = min(model.n_mtp_layers, 1)
+    return EngineConfig.from_dict({**options, "speculative": 0 if speculative is None else speculative}).for_model(
+        model
+    )
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

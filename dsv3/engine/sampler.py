@@ -64,7 +64,8 @@ def _draw(logits_MV: Tensor, owners: list[tuple[Sequence, int]]) -> list[int]:
     noise_M1 = torch.tensor(
         [[seq.noise(len(seq.token_ids) + j)] for seq, j in owners], dtype=torch.float64, device=logits_MV.device
     )
-    probs_MV = torch.softmax(logits_MV / _column(logits_MV, [p.temperature for p in params]), -1)
+    # Colder than 1e-6 is greedy in every digit, and would overflow.
+    probs_MV = torch.softmax(logits_MV / _column(logits_MV, [max(p.temperature, 1e-6) for p in params]), -1)
     floor_M1 = _floor(probs_MV, params)
     if floor_M1 is not None:
         probs_MV = torch.where(probs_MV >= floor_M1, probs_MV, 0.0)

@@ -77,7 +77,7 @@ class Scheduler:
                 return  # nobody overtakes the head of the queue
             self.running.append(seq)
             self.waiting.popleft()
-            n = min(len(seq.token_ids), budget)
+            n = min(seq.n_pending, budget)
             budget -= n
             plan.append((seq, n))
 

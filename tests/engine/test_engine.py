@@ -1,5 +1,6 @@
 """The step loop against the model itself: every way of cutting the work must give what one plain pass gives."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -134,8 +135,6 @@ def test_totals_count_every_token_once(make_llm: MakeLLM) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu(model: Transformer, make_llm: MakeLLM) -> None:
     """Same kernels' contract, other rounding: the first tokens agree, and speculation agrees with plain decoding."""
-    import copy
-
     expected = make_llm().generate(PROMPTS, SamplingParams(max_tokens=8))
     gpu = copy.deepcopy(model).to("cuda")
     plain = LLM.from_model(gpu, page_size=8).generate(PROMPTS, SamplingParams(max_tokens=8, logprobs=2))

@@ -1,15 +1,21 @@
+import copy
+import dataclasses
 import gc
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dsv3.config import ModelConfig
 from dsv3.engine import LLM, SamplingParams
 from dsv3.engine.llm import resolve_device, resolve_dtype
-from dsv3.errors import CapacityError, ConfigError, RequestError
+from dsv3.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from dsv3.model.transformer import Transformer
+from dsv3.train import bpe
+from dsv3.weights import save_model
 
 MakeLLM = Callable[..., LLM]
 
@@ -127,6 +133,7 @@ def test_a_request_beyond_the_cache(make_llm: MakeLLM) -> None:
         ({"max_batch_sise": 3}, "did you mean 'max_batch_size'"),
         ({"max_step_tokens": 7, "speculative": 1}, "max_step_tokens = 7 is too small: max_batch_size = 4.*8 tokens"),
         ({"max_batch_size": "many"}, "'max_batch_size' is 'many'; expected int"),
+        ({"speculative": "always"}, "'speculative' is 'always'; expected int"),
     ],
 )
 def test_options_that_cannot_be(make_llm: MakeLLM, options: dict[str, Any], message: str) -> None:
@@ -137,16 +144,16 @@ def test_options_that_cannot_be(make_llm: MakeLLM, options: dict[str, Any], mess
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     for unknown in ("gpu0", "mps", "cuda:x", 3.5):
-        with pytest.raises(ConfigError, match=r"unknown device|not supported"):
+        with pytest.raises(RequestError, match=r"unknown device|not supported"):
             resolve_device(unknown)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"sees \d+ CUDA devices: use 'cpu'"):
+    with pytest.raises(RequestError, match=r"sees \d+ CUDA devices: use 'cpu'"):
         resolve_device("cuda:99")
 
 
 def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device(None) == torch.device("cpu")
-    with pytest.raises(ConfigError, match="sees 0 CUDA devices"):
+    with pytest.raises(RequestError, match="sees 0 CUDA devices"):
         resolve_device("cuda")
 
 
@@ -160,10 +167,59 @@ def test_dtypes() -> None:
             resolve_dtype(unknown, cpu)
 
 
+def test_auto_speculates_where_there_is_a_module(make_llm: MakeLLM, model: Transformer) -> None:
+    assert make_llm(speculative="auto").engine.drafter is not None
+    assert make_llm().engine.drafter is None
+    without = Transformer(dataclasses.replace(model.config, n_mtp_layers=0), dtype=torch.float32)
+    assert LLM.from_model(without, speculative="auto").engine.drafter is None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with weights and a real tokenizer, as a download would be."""
+    directory = tmp_path_factory.mktemp("llm") / "checkpoint"
+    shape = {"vocab_size": 384, "dim": 32, "inter_dim": 32, "moe_inter_dim": 16, "n_layers": 2, "n_heads": 2}
+    shape |= {"n_routed_experts": 4, "n_activated_experts": 2, "n_shared_experts": 1, "score_func": "sigmoid"}
+    shape |= {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "n_mtp_layers": 1}
+    torch.manual_seed(1)
+    fresh = Transformer(ModelConfig.from_dict(shape | {"original_seq_len": 64, "rope_factor": 1}), dtype=torch.float32)
+    fresh.reset_parameters(std=0.2)
+    save_model(fresh, directory, dtype="fp32")
+    bpe.save(
+        bpe.train_bpe({"en": ["the cat sat on the mat and the dog ran after the cat again and again " * 9]}, 324),
+        directory,
+    )
+    return directory
+
+
+def test_a_directory_loads_and_answers_in_text(checkpoint: Path) -> None:
+    llm = LLM(checkpoint, device="cpu", max_batch_size=2, speculative="auto")
+    assert llm.engine.runner.cache.storage.dtype == torch.float32
+    assert llm.tokenizer is not None
+    params = SamplingParams(max_tokens=20, temperature=0.7, seed=3)
+    outputs = llm.generate(["the cat", "¿qué? 从前"], params)
+    for prompt, out in zip(("the cat", "¿qué? 从前"), outputs):
+        assert out.prompt_token_ids == llm.tokenizer.encode(prompt)
+        assert out.prompt_token_ids[0] == llm.tokenizer.bos_id
+        ids = out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids
+        assert out.text == llm.tokenizer.decode(ids)
+        assert out.text == "".join(event.text for event in llm.stream(prompt, params))
+    plain = LLM(str(checkpoint), device="cpu").generate(["the cat", "¿qué? 从前"], params)
+    assert [out.text for out in plain] == [out.text for out in outputs]
+
+
+def test_what_cannot_be_is_said_before_loading(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3.weights.load_model", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="max_seq_len = 65 exceeds"):
+        LLM(checkpoint, device="cpu", max_seq_len=65)
+    with pytest.raises(ConfigError, match="unknown dtype 'fp7'"):
+        LLM(checkpoint, device="cpu", dtype="fp7")
+    with pytest.raises(CheckpointError, match="no checkpoint directory"):
+        LLM(checkpoint / "nowhere", device="cpu")
+
+
 def test_building_an_llm_readies_the_model(model: Transformer) -> None:
     """A model in training mode, with weights changed since it was prepared, answers by its present weights."""
-    import copy
-
     fresh = copy.deepcopy(model).prepare()
     with torch.no_grad():
         for name, parameter in fresh.named_parameters():

@@ -127,6 +127,11 @@ def test_the_ends_of_the_unit_interval_stay_inside_the_filter(number: float) -> 
     assert sample(logits_MV, [seq], [1]) == [1 if number == 0 else 3]
 
 
+def test_the_coldest_temperature_is_greedy() -> None:
+    logits_MV = torch.randn(8, 100) * 30
+    assert sample(logits_MV, [make(temperature=1e-300, seed=0)], [8]) == logits_MV.argmax(-1).tolist()
+
+
 def test_log_probabilities_are_of_the_unchanged_logits() -> None:
     logits_MV = torch.randn(4, 30)
     expected_MV = logits_MV.double().log_softmax(-1)
