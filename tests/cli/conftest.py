@@ -1,6 +1,5 @@
 """A small random checkpoint with the embedded model's tokenizer, and the command run in this process or in its own."""
 
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -10,13 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from dsv3 import ModelConfig, Transformer, cli
-from dsv3.weights import save_model
+from dsv3 import cli
+from tests.checkpoints import ROOT, write_small_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-TOKENIZER = ROOT / "dsv3" / "assets" / "tiny"
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 
 Run = Callable[..., SimpleNamespace]
@@ -25,26 +21,7 @@ Run = Callable[..., SimpleNamespace]
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A V3-shaped model with random weights, an MTP module, and no chat template."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    config = dataclasses.replace(
-        ModelConfig.from_json(ROOT / "configs" / "config_tiny.json"),
-        dim=32,
-        inter_dim=64,
-        moe_inter_dim=16,
-        n_layers=2,
-        n_heads=2,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=8,
-        v_head_dim=16,
-        original_seq_len=128,
-    )
-    torch.manual_seed(0)
-    save_model(Transformer(config, dtype=torch.float32), directory, dtype="fp32")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TOKENIZER / name, directory)
-    return directory
+    return write_small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")
