@@ -64,18 +64,22 @@ def test_chunked_prefill_equals_whole(make_llm: MakeLLM, budget: int, page_size:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_preemption_changes_no_token(make_llm: MakeLLM, kind: dict[str, Any]) -> None:
-    params = SamplingParams(max_tokens=40, prompt_logprobs=True, **kind)
+@pytest.mark.parametrize("budget", [2048, 6])
+def test_preemption_changes_nothing(make_llm: MakeLLM, budget: int, kind: dict[str, Any]) -> None:
+    """Too few pages for all; with a small budget requests lose theirs in the middle of a prompt, too."""
+    params = SamplingParams(max_tokens=40, prompt_logprobs=True, logprobs=0, **kind)
     calm = make_llm().generate(PROMPTS, params)
-    llm = make_llm(n_pages=16)
+    llm = make_llm(n_pages=16, max_step_tokens=budget)
     crowded = llm.generate(PROMPTS, params)
     assert llm.stats.preemptions > 0
     assert sum(out.metrics.preemptions for out in crowded) == llm.stats.preemptions
     for a, b in zip(calm, crowded):
         assert a.token_ids == b.token_ids
-        assert a.prompt_logprobs is not None
-        assert b.prompt_logprobs is not None
-        assert len(a.prompt_logprobs) == len(b.prompt_logprobs) == len(a.prompt_token_ids)
+        for ours, theirs in ((a.prompt_logprobs, b.prompt_logprobs), (a.logprobs, b.logprobs)):
+            assert ours is not None
+            assert theirs is not None
+            assert [x and x.token_id for x in ours] == [x and x.token_id for x in theirs]
+            assert [x.logprob for x in ours if x] == pytest.approx([x.logprob for x in theirs if x], abs=1e-4)
     assert llm.engine.scheduler.allocator.n_free == 16
 
 
