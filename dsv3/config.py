@@ -308,7 +308,7 @@ _HF_KEYS = {
 
 def _from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Official keys from a Hugging Face ``config.json``. Keys that change nothing for this model are passed over."""
-    kind = str(hf.get("model_type", ""))
+    kind = str(hf.get("model_type") or "")
     if kind not in ("deepseek_v2", "deepseek_v3"):
         named = kind or ", ".join(hf.get("architectures") or ()) or "unnamed"
         raise ConfigError(f"the architecture is {named!r}; supported are deepseek_v2 and deepseek_v3")
@@ -455,6 +455,7 @@ class TrainConfig(_Record):
 
     ``max_seconds`` bounds the whole run, resumed parts included: the schedule follows the larger of the shares of steps
     and of time, so it always reaches its end. ``stop_at_seconds`` bounds one process only, which then saves a state.
+    ``eval_documents``: validate on this many documents of each language, None: all.
     """
 
     model: str = "configs/config_tiny.json"
@@ -482,13 +483,14 @@ class TrainConfig(_Record):
     bias_freeze_fraction: float = 0.03
     balance_weight: float = 0.0001
     loss_chunk: int = 8192
-    compile: bool = False
+    compile: Literal["no", "loss", "all"] = "no"
     device: str | None = None
     dtype: Literal["bf16", "fp32"] = "bf16"
     max_seconds: float | None = None
     stop_at_seconds: float | None = None
     log_every: int = 10
     eval_every: int = 250
+    eval_documents: int | None = None
     save_every: int = 500
     keep: int = 2
     export: Literal["fp8", "bf16", "fp32"] = "fp8"
@@ -524,12 +526,13 @@ class TrainConfig(_Record):
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}; a moving average needs 0 or more and less than 1")
-        for key in ("max_seconds", "stop_at_seconds"):
+        for key in ("max_seconds", "stop_at_seconds", "eval_documents"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ConfigError(f"{key} is {value}; it must be above 0, or unset for no limit")
         for key, allowed in (
             ("moments", ("fp32", "bf16")),
+            ("compile", ("no", "loss", "all")),
             ("dtype", ("bf16", "fp32")),
             ("export", ("fp8", "bf16", "fp32")),
         ):

@@ -1,4 +1,4 @@
-"""``python -m dsv3.train``: the same as ``dsv3 train``."""
+"""``python -m dsv3.train``: the same as ``dsv3 train``, for launchers that want a module."""
 
 import sys
 

@@ -17,7 +17,7 @@ _HELP = {
     "total_steps": "optimiser steps of the whole run",
     "max_seconds": "bound on the whole run; the learning rate's schedule ends with it",
     "stop_at_seconds": "bound on this process: save a state and stop, to be resumed",
-    "compile": "torch.compile the blocks and the loss",
+    "compile": "what torch.compile fuses: nothing, the loss, or the blocks too",
     "export": "number format of the exported weights",
 }
 

@@ -9,6 +9,7 @@ and of seconds, so a run of bounded time still ends with a decayed rate. ``stop_
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from dsv3.parallel.group import Parallel
 from dsv3.tokenizer import Tokenizer
 from dsv3.train.balance import Router
 from dsv3.train.checkpoint import load_state, require_same, save_state, state_paths
-from dsv3.train.corpus import TokenStore
+from dsv3.train.corpus import Documents, TokenStore
 from dsv3.train.data import PackedDataset, ValidationSet
 from dsv3.train.log import RunLog, write_csv
 from dsv3.train.loss import hidden_states, language_losses, nll_and_gradient, score_tokens, shifted_targets
@@ -42,7 +43,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m
 # What may differ between a state and the run that resumes from it: where, how long and how often, not what is computed.
 OPERATIONAL = frozenset(
     ("model", "data", "tokenizer", "out", "device", "compile", "total_steps", "max_seconds", "stop_at_seconds",
-     "log_every", "eval_every", "save_every", "keep", "export")
+     "log_every", "eval_every", "eval_documents", "save_every", "keep", "export")
 )  # fmt: skip
 
 
@@ -112,8 +113,9 @@ class Trainer:
             moments=DTYPES[config.moments],
             group=self.dp,
         )
-        self.loss_kernel = torch.compile(nll_and_gradient, dynamic=False) if config.compile else nll_and_gradient
-        if config.compile:
+        compiled = config.compile != "no"
+        self.loss_kernel = torch.compile(nll_and_gradient, dynamic=False) if compiled else nll_and_gradient
+        if config.compile == "all":
             compile_blocks(self.model)
 
         self.step = 0
@@ -185,7 +187,7 @@ class Trainer:
         load_GE = torch.zeros_like(self.router.load_GE)
         mtp = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, agreements, targets
         # Evaluation has batches of other sizes, which compiled code would be compiled for again.
-        with torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext():
+        with torch.compiler.set_stance("force_eager") if self.config.compile == "all" else contextlib.nullcontext():
             for language, validation in self.validation.items():
                 nats = torch.zeros((), dtype=torch.float64, device=self.device)
                 for batch, scored_BS in validation:
@@ -348,11 +350,12 @@ class Trainer:
             device=self.device,
         )
         self._data_identity = {"tokenizer": stores[0].fingerprint, "steps_per_epoch": data.steps_per_epoch}
+        held_out = _first_documents(stores[1], config.eval_documents)
         validation = {
             language: ValidationSet(
-                stores[1], language, config.seq_len, config.micro_batch_size, mtp=n_mtp, device=self.device
+                held_out, language, config.seq_len, config.micro_batch_size, mtp=n_mtp, device=self.device
             )
-            for language in stores[1].languages
+            for language in held_out.languages
         }
         return data, validation
 
@@ -381,6 +384,17 @@ class _Meter:
         spent = time.monotonic() - begin
         self.start += spent
         self.lap_start += spent
+
+
+def _first_documents(store: TokenStore, n: int | None) -> TokenStore:
+    """The store with only the first ``n`` documents of each language; all of them for None."""
+    if n is None:
+        return store
+    cut = {}
+    for language, documents in store.languages.items():
+        starts = documents.starts[: n + 1]
+        cut[language] = Documents(documents.tokens[: starts[-1]], starts, documents.n_bytes[:n])
+    return dataclasses.replace(store, languages=cut)
 
 
 def compile_blocks(model: Transformer) -> None:

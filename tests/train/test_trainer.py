@@ -3,16 +3,19 @@
 import argparse
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from dsv3.cli import main
 from dsv3.config import TrainConfig
 from dsv3.errors import CheckpointError, ConfigError
 from dsv3.train import add_arguments, train
 from dsv3.train.checkpoint import load_state, state_paths
 from dsv3.train.command import config_from
+from dsv3.train.corpus import TokenStore
 from dsv3.train.log import read_log
 from dsv3.train.trainer import DivergenceError, Trainer
 from dsv3.weights import load_model
@@ -47,6 +50,17 @@ def test_bits_per_byte_is_that_of_the_text(micro_run):
     for language, validation in trainer.validation.items():
         n_targets = sum(int(scored_BS.sum()) for _, scored_BS in validation)
         assert bits[language] == pytest.approx(6 * n_targets / validation.n_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "documents"), [(None, 6), (2, 2), (99, 6)])
+def test_validation_may_be_limited_to_some_documents(micro_run, n, documents):
+    config = micro_run(eval_documents=n)
+    trainer = Trainer(config, progress=False)
+    store = TokenStore.load(Path(config.data) / "val.npz")
+    for language, validation in trainer.validation.items():
+        assert validation.n_bytes == store[language].n_bytes[:documents].sum()
+        scored = sum(int(scored_BS.sum()) for _, scored_BS in validation)
+        assert scored == store[language].starts[documents] - documents  # every token but BOS is a target
 
 
 def test_evaluation_changes_nothing(micro_run):
@@ -160,14 +174,71 @@ def test_cuda_asked_for_where_there_is_none(micro_run):
         train(micro_run(device="cuda"), progress=False)
 
 
+@pytest.mark.gpu
+def test_a_step_never_waits_for_the_device(micro_run):
+    trainer = Trainer(micro_run(device="cuda", dtype="bf16"), progress=False)
+    trainer.take_step()  # the plan of the epoch is sent to the device once
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls this guard a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.take_step()
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("default")
+    trainer.check_finite()
+
+
+@pytest.mark.gpu
+def test_a_gpu_in_bf16_learns_what_a_cpu_in_fp32_learns(micro_run, tmp_path):
+    last = []
+    for device, dtype in (("cpu", "fp32"), ("cuda", "bf16")):
+        config = micro_run(device=device, dtype=dtype, out=str(tmp_path / device))
+        train(config, progress=False)
+        last.append([record for record in read_log(Path(config.out) / "log.jsonl") if record["kind"] == "train"][-1])
+    assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_steps_agree(micro_run, tmp_path):
+    config = micro_run(total_steps=2)
+    sums = []
+    for mode in ("no", "loss"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's compiler warns about its own parts
+            trainer = Trainer(dataclasses.replace(config, compile=mode), progress=False)
+            trainer.take_step()
+            trainer.take_step()
+        sums.append(trainer.sums)
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_trains_and_reports_on_stderr(micro_run, tmp_path, capsys):
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps(micro_run(total_steps=2).to_dict()))
+    arguments = ["train", "--config", str(preset), "--out", str(tmp_path / "cli"), "--quiet"]
+    assert main([*arguments, "--stop-at-seconds", "1e-9"]) == 0
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "bits per byte: low" in output.err
+    assert load_model(tmp_path / "cli" / "model").config.vocab_size == 64
+    assert main(arguments) == 1
+    assert "holds a run" in capsys.readouterr().err
+
+
 def test_flags_override_the_preset(tmp_path):
     preset = tmp_path / "preset.json"
     preset.write_text(json.dumps({"model": "shape.json", "lr": 0.5, "total_steps": 7}))
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    args = parser.parse_args(f"--config {preset} --lr 0.25 --compile --moments bf16 --max-seconds 9 --resume".split())
+    args = parser.parse_args(
+        f"--config {preset} --lr 0.25 --compile loss --moments bf16 --max-seconds 9 --resume".split()
+    )
     expected = TrainConfig(
-        model=str(tmp_path / "shape.json"), lr=0.25, total_steps=7, compile=True, moments="bf16", max_seconds=9.0
+        model=str(tmp_path / "shape.json"), lr=0.25, total_steps=7, compile="loss", moments="bf16", max_seconds=9.0
     )
     assert config_from(args) == expected
     assert args.resume
