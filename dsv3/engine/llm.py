@@ -8,6 +8,7 @@
 Whatever can be wrong with a request is found here, before it touches a running batch.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -17,6 +18,7 @@ from typing import Any, Literal, Self
 import torch
 from tqdm import tqdm
 
+from dsv3 import weights
 from dsv3.config import EngineConfig, ModelConfig
 from dsv3.engine.engine import Engine, EngineStats
 from dsv3.engine.outputs import RequestOutput, StreamEvent
@@ -24,7 +26,7 @@ from dsv3.engine.params import SamplingParams
 from dsv3.engine.runner import Runner
 from dsv3.engine.sequence import Sequence
 from dsv3.engine.speculative import Drafter
-from dsv3.errors import CapacityError, ConfigError, RequestError
+from dsv3.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from dsv3.layers.cache import LatentCache
 from dsv3.model.transformer import Transformer
 from dsv3.tokenizer import Tokenizer
@@ -74,15 +76,19 @@ class LLM:
         speculative: int | Literal["auto"] | None = None,
         **options: Any,
     ) -> None:
-        from dsv3 import weights
-
         where = resolve_device(device)
         what = resolve_dtype(dtype, where)
         options |= {"max_seq_len": max_seq_len, "speculative": speculative}
         path = weights.resolve(path_or_name)
         # Before minutes of loading. The weights have the last word: some come without the MTP layer that they name.
-        _limits(weights.read_config(path) if config is None else config, options)
+        shape = weights.read_config(path) if config is None else config
+        _limits(shape, options)
         tokenizer = Tokenizer.from_dir(path)
+        if tokenizer.vocab_size > shape.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer in {path} has {tokenizer.vocab_size} ids, but the model's vocab_size is "
+                f"{shape.vocab_size}: they do not belong together"
+            )
         model = weights.load_model(path, config=config, dtype=what, device=where)
         self._start(model, tokenizer, _limits(model.config, options), None, None)
 
@@ -104,6 +110,8 @@ class LLM:
         """
         options |= {"max_seq_len": max_seq_len, "speculative": speculative}
         limits = _limits(model.config, options)
+        if drafter is not None:
+            limits = dataclasses.replace(limits, speculative=drafter.n_drafts)
         llm = cls.__new__(cls)
         llm._start(model.eval().prepare(), tokenizer, limits, eos_id, drafter)
         return llm
@@ -212,10 +220,11 @@ class LLM:
             raise RequestError("stop strings need text, and this model was given no tokenizer: leave stop empty")
         token_ids = self._token_ids(prompt)
         if len(token_ids) >= self.max_seq_len:
+            context = self.config.max_context
+            longer = f" or raise max_seq_len (up to {context})" if self.max_seq_len < context else ""
             raise RequestError(
                 f"the prompt has {len(token_ids)} tokens, but the context holds {self.max_seq_len} and at least one of "
-                f"them is for the answer: shorten the prompt to {self.max_seq_len - 1} tokens or raise max_seq_len "
-                f"(this model goes up to {self.config.max_context})"
+                f"them is for the answer: shorten the prompt to {self.max_seq_len - 1} tokens{longer}"
             )
         sequence = Sequence(
             token_ids,

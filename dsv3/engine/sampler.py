@@ -32,7 +32,8 @@ def sample(logits_MV: Tensor, seqs: Seq[Sequence], counts: Seq[int]) -> list[int
     random_rows = [row for row, (seq, _) in enumerate(owners) if seq.params.temperature > 0]
     tokens: list[int] = logits_MV.argmax(-1).tolist() if len(random_rows) < len(owners) else [0] * len(owners)
     if random_rows:
-        drawn = _draw(logits_MV[random_rows], [owners[row] for row in random_rows])
+        some_MV = logits_MV if len(random_rows) == len(owners) else logits_MV[random_rows]
+        drawn = _draw(some_MV, [owners[row] for row in random_rows])
         for row, token in zip(random_rows, drawn):
             tokens[row] = token
     return tokens

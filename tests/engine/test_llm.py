@@ -15,7 +15,7 @@ from dsv3.engine.llm import resolve_device, resolve_dtype
 from dsv3.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from dsv3.model.transformer import Transformer
 from dsv3.train import bpe
-from dsv3.weights import save_model
+from dsv3.weights import read_config, save_model
 
 MakeLLM = Callable[..., LLM]
 
@@ -88,6 +88,11 @@ def test_the_longest_prompt_leaves_one_token(make_llm: MakeLLM) -> None:
     (out,) = make_llm().generate([[1] * 159])
     assert len(out.token_ids) == 1
     assert out.finish_reason == "length"
+
+
+def test_the_remedy_for_a_long_prompt_names_the_longer_context(make_llm: MakeLLM) -> None:
+    with pytest.raises(RequestError, match=r"31 tokens, but the context holds 30 .*raise max_seq_len \(up to 160\)"):
+        make_llm(max_seq_len=30).generate([[1] * 31])
 
 
 @pytest.mark.parametrize(
@@ -214,6 +219,8 @@ def test_what_cannot_be_is_said_before_loading(checkpoint: Path, monkeypatch: py
         LLM(checkpoint, device="cpu", max_seq_len=65)
     with pytest.raises(ConfigError, match="unknown dtype 'fp7'"):
         LLM(checkpoint, device="cpu", dtype="fp7")
+    with pytest.raises(CheckpointError, match="has 324 ids, but the model's vocab_size is 300"):
+        LLM(checkpoint, device="cpu", config=dataclasses.replace(read_config(checkpoint), vocab_size=300))
     with pytest.raises(CheckpointError, match="no checkpoint directory"):
         LLM(checkpoint / "nowhere", device="cpu")
 

@@ -133,6 +133,16 @@ def test_speculation_up_to_the_last_position_of_the_context(make_llm: MakeLLM) -
     assert ids(drafted) == ids(plain)
 
 
+@pytest.mark.parametrize(("max_tokens", "drafted"), [(1, 0), (2, 0), (3, 1)])
+def test_no_draft_that_could_not_become_output(make_llm: MakeLLM, max_tokens: int, drafted: int) -> None:
+    """One token comes from the prompt's step, and one from the model behind the last draft."""
+    full = make_llm().generate([[1, 2, 3]], SamplingParams(max_tokens=10))
+    llm = make_llm(speculative=4)
+    (out,) = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=max_tokens))
+    assert out.token_ids == full[0].token_ids[:max_tokens]
+    assert llm.stats.drafted == drafted
+
+
 def test_preemption_and_chunks_with_speculation_change_no_token(make_llm: MakeLLM) -> None:
     params = SamplingParams(max_tokens=50)
     plain = make_llm().generate(PROMPTS, params)
@@ -162,6 +172,11 @@ def test_drafts_equal_those_of_the_module_over_the_whole_sequence(make_llm: Make
             h_BSD = model.hidden(tokens_S)
             h_BSD = model.predict_next(0, h_BSD[:, :-1], tokens_S[:, 1:])
             assert model.logits(h_BSD)[0, -1].argmax().item() == drafted
+
+
+def test_the_budget_must_hold_every_requests_drafts(make_llm: MakeLLM) -> None:
+    with pytest.raises(ConfigError, match=r"max_step_tokens = 15 is too small.*16 tokens"):
+        make_llm(drafter=Oracle(3, [], 2), max_step_tokens=15)
 
 
 def test_a_model_without_mtp_cannot_speculate(model: Transformer) -> None:
