@@ -4,7 +4,8 @@
 
 The table goes to stderr as it grows, one JSON object to stdout; the exit status is 1 if a check failed. The
 tolerances are those of the tests (tests/kernels/tolerances.py). Times are medians with a cold L2 cache, after tuning;
-the whole run takes about a minute on an H100."""
+the whole run takes about a minute on an H100.
+"""
 
 import argparse
 import functools

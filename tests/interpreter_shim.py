@@ -8,7 +8,8 @@ arithmetic and dots through FP32.
 
 It must run before a kernel is launched, and TRITON_INTERPRET must be set before triton is first imported, as triton's
 own library (`tl.max`, `tl.cdiv`) is bound to the interpreter or the compiler at import. Tests therefore use it in a
-process of their own."""
+process of their own.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,7 @@ _interpreter_convert = interpreter._convert_float
 _interpreter_binary = interpreter.InterpreterBuilder.binary_op
 _interpreter_unary = interpreter.InterpreterBuilder.unary_op
 _interpreter_dot = interpreter.InterpreterBuilder.create_dot
+_interpreter_patch_tensor = interpreter._patch_lang_tensor
 
 
 def install() -> None:
@@ -49,6 +51,7 @@ def install() -> None:
     interpreter.InterpreterBuilder.binary_op = _binary_op
     interpreter.InterpreterBuilder.unary_op = _unary_op
     interpreter.InterpreterBuilder.create_dot = _create_dot
+    interpreter._patch_lang_tensor = _patch_tensor
 
 
 def convert_float(data: Array, source: tl.dtype, target: tl.dtype, rounding_mode: Any) -> Array:
@@ -97,3 +100,9 @@ def _create_dot(self: Any, a: Any, b: Any, accumulator: Any, *options: Any) -> A
         return _interpreter_dot(self, a, b, accumulator, *options)
     result = np.matmul(_to_float32(a), _to_float32(b)) + accumulator.data
     return interpreter.TensorHandle(result.astype(accumulator.data.dtype), accumulator.dtype.scalar)
+
+
+def _patch_tensor(tensor: Any, *scope: Any) -> None:
+    """Loop bounds computed at run time: triton 3.6 calls int() on an array of one element, which numpy 2.4 refuses."""
+    _interpreter_patch_tensor(tensor, *scope)  # records what to restore after the launch
+    tensor.__index__ = lambda self: self.handle.data.item()

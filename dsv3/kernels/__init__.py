@@ -3,7 +3,8 @@
 Each operation is stated in plain torch in `reference.py`, which runs on any device and defines the numbers. On CUDA,
 where triton is installed, a kernel of the same signature takes its place. `backend="reference"` or `"triton"` chooses
 by hand (for a comparison; `"triton"` on CPU tensors needs triton's interpreter); there is no global switch, so two
-models in one process cannot disturb each other. Importing this package never imports triton."""
+models in one process cannot disturb each other. Importing this package never imports triton.
+"""
 
 import functools
 import importlib

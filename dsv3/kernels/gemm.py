@@ -1,6 +1,3 @@
-# Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
-# pyright: basic
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 """Triton FP8 GEMMs with block scales: `fp8_gemm` (as `reference.fp8_gemm`) and `fp8_grouped_linear` (one per expert).
 
 A program owns a BLOCK_M x BLOCK_N tile of the output and walks along K in steps of 128, the width of a scale block.
@@ -17,7 +14,12 @@ i. Programs beyond the total stop.
 stream the weight, a prefill has thousands and wants large tiles that reuse it. M changes with every batch, so the key
 holds M's bucket (a power of two) rather than M: one tuning run serves all batches of a similar size. Tuning launches
 kernels and measures them, hence a first call per (bucket, N, K) is slow and must happen before a CUDA graph is
-captured."""
+captured.
+"""
+
+# Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
+# pyright: basic
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from typing import Any
 

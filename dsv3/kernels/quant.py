@@ -1,6 +1,3 @@
-# Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
-# pyright: basic
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """Triton kernels for `act_quant`, `weight_quant` and `weight_dequant`; `reference.py` states what they compute.
 
 All three are bound by memory traffic: every element is read once and written once, and a program owns whole scale
@@ -11,7 +8,12 @@ experts hold more than 2^31 elements.
 Codes equal the reference's bit for bit, which takes two precautions: a plain `/` compiles to an approximate division
 (`div.full.f32`, 2 ulp), hence `div_rn`; and `ue8m0` scales are rounded on the exponent bits, as a hardware logarithm
 is inexact near powers of two. FP8 conversions need compute capability 8.9 or newer; the op table keeps older devices
-on the reference."""
+on the reference.
+"""
+
+# Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
+# pyright: basic
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 import torch
 import triton

@@ -12,7 +12,7 @@ A scale is `s = amax(block) / 448`, the codes are `q = round_e4m3(x / s)`, and t
 bits).
 
 **ue8m0.** DeepSeek-V3.1 rounds `s` up to a power of two (8 exponent bits, no sign, no mantissa). Multiplying by such a
-scale is exact, at the price of using as little as half of the range: the largest code lies in (224, 448].
+scale is exact, at the price of using as little as half of the range: the largest code lies in [224, 448].
 
 **Edges.** A dimension that is no multiple of 128 (10944 of the 16B model, 576 of `wkv_a`) ends in a smaller block;
 its scale sees only the elements that exist, the same as padding with zeros. The amax is clamped from below at 1e-4,

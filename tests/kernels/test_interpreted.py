@@ -1,7 +1,8 @@
 """Runs `test_triton.py` and `test_interpreter_shim.py` under triton's interpreter, in a process of their own.
 
 TRITON_INTERPRET counts when triton is first imported, and it would change torch.compile and every other user of
-triton in this process too."""
+triton in this process too.
+"""
 
 import os
 import subprocess

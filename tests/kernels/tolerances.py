@@ -3,7 +3,8 @@
 The measure is `relative_error`, the Frobenius norm of the difference over that of the expected tensor; products take
 the worst row of the output (`worst_row_error`), since rows have sizes of their own. A single element that is wrong by
 its own size in a row of 512 moves it by 4%, far above the bounds below, whereas a bound per element would have to
-allow for cancellation."""
+allow for cancellation.
+"""
 
 import torch
 
