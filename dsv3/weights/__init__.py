@@ -1,7 +1,6 @@
 """Checkpoints: read from Hugging Face's and the official demo's layouts, written in Hugging Face's.
 
-    model = load_model("path/to/DeepSeek-V2-Lite", dtype=torch.bfloat16)
-    save_model(model, "out", dtype="fp8")
+``load_model`` and ``save_model`` are the whole interface; ``names`` is the table that both are derived from.
 """
 
 from dsv3.weights.files import read_config, resolve

@@ -3,8 +3,8 @@
 Two layouts are understood, both in safetensors files:
 
 * Hugging Face: ``model.safetensors``, or shards with ``model.safetensors.index.json``;
-* the official demo's: ``model{rank}-mp{world}.safetensors``, one file a rank. A tensor that tensor parallelism divides is
-  spread over all of them and joined here, an expert is in one of them, everything else is repeated in each.
+* the official demo's: ``model{rank}-mp{world}.safetensors``, one file a rank. A tensor that tensor parallelism divides
+  is spread over all of them and joined here, an expert is in one of them, everything else is repeated in each.
 
 A tensor is known by its official name from here on. Nothing is read before every header has been seen, so a damaged or
 incomplete download is reported at once and not after minutes of loading.
@@ -44,7 +44,7 @@ def resolve(path_or_name: str | Path) -> Path:
         raise CheckpointError(f"{path} is a file; expected the directory that holds the weights and config.json")
     if not path.is_dir():
         raise CheckpointError(
-            f'no checkpoint directory at {path}; give a directory of safetensors files, or "tiny" for the built-in model'
+            f'no checkpoint directory at {path}; give one that you have downloaded, or "tiny" for the built-in model'
         )
     if not any(path.iterdir()):
         raise CheckpointError(f"{path} is empty; expected config.json and safetensors files")
@@ -52,8 +52,10 @@ def resolve(path_or_name: str | Path) -> Path:
 
 
 def read_config(path_or_name: str | Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint directory. Raises CheckpointError where config.json is absent, broken or describes
-    another architecture."""
+    """The ModelConfig of a checkpoint directory.
+
+    Raises CheckpointError where config.json is absent, is no JSON, or describes another architecture.
+    """
     directory = resolve(path_or_name)
     file = directory / "config.json"
     if not file.is_file():
@@ -92,9 +94,10 @@ class Stored:
 
 
 class Checkpoint:
-    """The open files of one checkpoint directory: ``tensors`` by official name, ``unexpected`` names that mean nothing here.
+    """The open files of one checkpoint directory, as a context manager.
 
-    A context manager. Raises CheckpointError for absent, truncated or contradictory files.
+    ``tensors`` by official name; ``unexpected``: keys of the files that name nothing known. Entering raises
+    CheckpointError for absent, truncated or contradictory files.
     """
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
@@ -122,15 +125,10 @@ class Checkpoint:
         self._handles.clear()
         self._open.close()
 
-    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> Tensor:
-        """Entries ``start:stop`` along ``dim`` of the tensor with this official name, in the type it is stored in, on the CPU."""
+    def read(self, name: str, dim: int, start: int, stop: int) -> Tensor:
+        """Entries ``start:stop`` along ``dim`` of the tensor with this official name, as stored, on the CPU."""
         stored = self.tensors[name]
-        if not stored.shape:
-            return self._handles[stored.pieces[0].file].get_tensor(stored.pieces[0].key)
-        stop = stored.shape[dim] if stop is None else stop
-        if len(stored.pieces) > 1 and dim != stored.dim:
-            whole = [self._window(piece, dim, start, stop) for piece in stored.pieces]
-            return torch.cat(whole, dim=stored.dim)
+        assert len(stored.pieces) == 1 or dim == stored.dim, "ranks divide a tensor the same way in files and in models"
         parts: list[Tensor] = []
         first = 0
         for piece in stored.pieces:
@@ -199,8 +197,14 @@ def _open(file: Path) -> Any:
         ) from None
 
 
+def some(names: list[str], at_most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    rest = len(names) - at_most
+    return ", ".join(sorted(names)[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def find_files(directory: Path) -> tuple[list[Path], bool]:
-    """The safetensors files of a checkpoint directory, and whether they are in the official demo's layout (in rank order)."""
+    """The safetensors files of a checkpoint directory; and whether they are the official demo's, then in rank order."""
     if (directory / SINGLE).is_file():
         return [directory / SINGLE], False
     if (directory / INDEX).is_file():
@@ -208,11 +212,11 @@ def find_files(directory: Path) -> tuple[list[Path], bool]:
     demo = [match for file in directory.iterdir() if (match := _DEMO_FILE.fullmatch(file.name))]
     if demo:
         return _demo_ranks(directory, demo), True
-    others = sorted(file.name for file in directory.iterdir() if file.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
-    found = f"it holds {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else "it holds no weights"
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    others = sorted(file.name for file in directory.iterdir() if file.suffix in weights)
     raise CheckpointError(
-        f"no {SINGLE}, {INDEX} or model0-mp1.safetensors in {directory}; {found}. Only safetensors checkpoints are read, "
-        "several files need their index"
+        f"no {SINGLE}, {INDEX} or model0-mp1.safetensors in {directory}, which holds {some(others) or 'no weights'}; "
+        "only safetensors are read, and several files need their index"
     )
 
 
@@ -226,9 +230,8 @@ def _shards_of_index(index: Path) -> list[Path]:
     files = sorted({index.parent / name for name in shards.values()})
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        named = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise CheckpointError(
-            f"{index} names {len(files)} files and {len(missing)} of them are missing: {named}. Download them"
+            f"{index} names {len(files)} files and {len(missing)} of them are missing: {some(missing)}; download them"
         )
     return files
 
@@ -241,10 +244,7 @@ def _demo_ranks(directory: Path, matches: list[re.Match[str]]) -> list[Path]:
     missing = sorted(set(range(worlds[0])) - ranks)
     if missing:
         raise CheckpointError(
-            f"{directory} is a conversion for {worlds[0]} ranks and lacks ranks {missing}: each rank holds a part of every "
-            "layer, all are needed"
+            f"{directory} is a conversion for {worlds[0]} ranks and lacks ranks {missing}; each holds a part of every "
+            "layer, so all are needed"
         )
     return [directory / f"model{rank}-mp{worlds[0]}.safetensors" for rank in range(worlds[0])]
-
-
-__all__ = ["FLOATS", "FP8", "INDEX", "SINGLE", "Checkpoint", "Piece", "Stored", "find_files", "read_config", "resolve"]

@@ -11,12 +11,13 @@ What is stored and what the model wants may differ:
   FP32, BF16  cast                               quantised in 128x128 blocks (power-of-two scales for ``ue8m0``)
   e4m3        dequantised: w = q * scale         copied with its scales
 
-A rank's window of an e4m3 tensor may cut through a 128x128 block; the scales of the pieces are then computed anew.
+A rank's window may cut through a 128x128 block of what is stored: the whole block is then read to restore the weight. An
+e4m3 model cannot be divided so (``layers.linear`` refuses), for a block has one scale.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,13 +30,12 @@ from dsv3.config import BLOCK, ModelConfig
 from dsv3.errors import CheckpointError, RequestError
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.group import Parallel
-from dsv3.weights.files import FLOATS, FP8, Checkpoint, read_config, resolve
+from dsv3.weights.files import FLOATS, FP8, Checkpoint, read_config, resolve, some
 from dsv3.weights.names import TensorSpec, mtp_copies, specs
 
 Progress = Callable[[int, int], None]
 """Called after each tensor with the bytes of the model that are in place and the bytes in all."""
 
-_NAMED = 5  # how many names an error lists of each kind
 _ROWS = 8192  # rows of a table that are compared at once
 
 
@@ -68,25 +68,24 @@ def load_model(
     with Checkpoint(directory, asked) as checkpoint:
         if config is None:
             asked = _without_absent_mtp(asked, checkpoint)
-        wanted = specs(asked)
-        check(checkpoint, wanted, asked)
+        check(checkpoint, asked)
         # On meta first: a model that is built on a device fills its memory with random numbers.
         model = Transformer(asked, dtype=dtype, device="meta", parallel=parallel).to_empty(device=device)
-        _fill(model, checkpoint, _share(wanted, asked, parallel), parallel, progress)
+        _fill(model, checkpoint, parallel, progress)
         _compare_copies(model, checkpoint, parallel)
     model.eval()
     model.prepare()
     return model
 
 
-def check(checkpoint: Checkpoint, wanted: Iterable[TensorSpec], config: ModelConfig) -> None:
+def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Raise one CheckpointError that names what is missing, unexpected, wrongly shaped or typed, several of each."""
     missing: list[str] = []
     misshapen: list[str] = []
     unscaled: list[str] = []
     mistyped: list[str] = []
     known = set(mtp_copies(config))
-    for spec in wanted:
+    for spec in specs(config):
         known.add(spec.name)
         stored = checkpoint.tensors.get(spec.name)
         if stored is None:
@@ -111,17 +110,12 @@ def check(checkpoint: Checkpoint, wanted: Iterable[TensorSpec], config: ModelCon
         ("in FP8 without block scales (weight_scale_inv)", unscaled),
         (f"of a type that is not supported (supported: {', '.join(sorted(FLOATS))}, {FP8})", mistyped),
     )
-    lines = [f"  {len(names)} {what}: {_listed(names)}" for what, names in findings if names]
+    lines = [f"  {len(names)} {what}: {some(names)}" for what, names in findings if names]
     if lines:
         raise CheckpointError(
             f"the tensors in {checkpoint.directory} are not those of its configuration:\n" + "\n".join(lines) + "\n"
             "Check that the configuration belongs to these weights and that every file was downloaded whole"
         )
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _NAMED
-    return ", ".join(sorted(names)[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _available(device: str | torch.device) -> torch.device:
@@ -143,24 +137,26 @@ def _without_absent_mtp(config: ModelConfig, checkpoint: Checkpoint) -> ModelCon
     return dataclasses.replace(config, n_mtp_layers=0)
 
 
-def _share(wanted: Iterable[TensorSpec], config: ModelConfig, parallel: Parallel) -> list[TensorSpec]:
-    """The tensors that this rank holds: all but the experts of other ranks."""
-    local = parallel.ep.split(config.n_routed_experts, "n_routed_experts")
-    return [spec for spec in wanted if spec.expert is None or spec.expert // local == parallel.ep.rank]
+def local_index(spec: TensorSpec, config: ModelConfig, parallel: Parallel) -> tuple[int, ...] | None:
+    """Where in this rank's ``state_dict()[spec.parameter]`` a tensor belongs; None for an expert of another rank."""
+    if spec.expert is None:
+        return spec.index
+    experts = parallel.ep.split(config.n_routed_experts, "n_routed_experts")
+    rank, local = divmod(spec.expert, experts)
+    return (local, *spec.index[1:]) if rank == parallel.ep.rank else None
 
 
-def _fill(
-    model: Transformer, checkpoint: Checkpoint, share: list[TensorSpec], parallel: Parallel, progress: Progress | None
-) -> None:
-    """Copy every tensor of ``share`` to its place. Files are read front to back as far as the layout allows."""
+def _fill(model: Transformer, checkpoint: Checkpoint, parallel: Parallel, progress: Progress | None) -> None:
+    """Copy every tensor of this rank to its place, file by file."""
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    local_experts = model.config.n_routed_experts // parallel.ep.size
     filled: set[str] = set()
     total = sum(t.nbytes for t in state.values())
     done = 0
     with _reporting(progress, total) as report:
-        for spec in sorted(share, key=lambda spec: checkpoint.tensors[spec.name].pieces[0].file):
-            index = spec.index if spec.expert is None else (spec.expert % local_experts, *spec.index[1:])
+        for spec in sorted(specs(model.config), key=lambda spec: checkpoint.tensors[spec.name].pieces[0].file):
+            index = local_index(spec, model.config, parallel)
+            if index is None:
+                continue
             target = state[spec.parameter][index]
             filled.add(spec.parameter)
             if target.dtype == torch.float8_e4m3fn:
@@ -191,18 +187,14 @@ def _copy_fp8(
     parallel: Parallel,
     scale_fmt: str | None,
 ) -> None:
-    """Into an e4m3 place: codes and scales as they are where this rank's window begins and ends on blocks, else anew."""
+    """Into an e4m3 place and that of its scales."""
     dim, start, stop = _window(spec, parallel)
-    whole_blocks = start % BLOCK == 0 and (stop % BLOCK == 0 or stop == spec.shape[dim])
-    if checkpoint.tensors[spec.name].dtype == FP8 and whole_blocks:
-        target.copy_(checkpoint.read(spec.name, dim, start, stop))
-        scale.copy_(checkpoint.read(spec.scale_name, dim, start // BLOCK, -(-stop // BLOCK)))
-        return
+    codes = checkpoint.read(spec.name, dim, start, stop)
     if checkpoint.tensors[spec.name].dtype == FP8:
-        weight = _dequantised(checkpoint, spec, target.device, torch.float32, parallel)
+        assert start % BLOCK == 0, f"{spec.name}: a rank's share begins within a block"
+        scales = checkpoint.read(spec.scale_name, dim, start // BLOCK, -(-stop // BLOCK))
     else:
-        weight = checkpoint.read(spec.name, dim, start, stop).to(target.device)
-    codes, scales = kernels.weight_quant(weight, BLOCK, scale_fmt)
+        codes, scales = kernels.weight_quant(codes.to(target.device), BLOCK, scale_fmt)
     target.copy_(codes)
     scale.copy_(scales)
 
@@ -237,19 +229,23 @@ def _compare_copies(model: Transformer, checkpoint: Checkpoint, parallel: Parall
     spec_of = {spec.name: spec for spec in specs(model.config)}
     for copy, original in mtp_copies(model.config).items():
         stored = checkpoint.tensors.get(copy)
-        if stored is None:
-            continue
-        dim, start, stop = _window(spec_of[original], parallel)
-        used = state[original]
-        for low in range(start, stop, _ROWS):
-            high = min(low + _ROWS, stop)
-            rows = checkpoint.read(copy, dim, low, high).to(used.device, used.dtype)
-            if stored.shape != spec_of[original].shape or not torch.equal(rows, used[low - start : high - start]):
-                warnings.warn(
-                    f"{stored.label} differs from {checkpoint.tensors[original].label}; the MTP module uses the latter",
-                    stacklevel=3,
-                )
-                break
+        if stored is not None and not _repeats(checkpoint, copy, state[original], spec_of[original], parallel):
+            warnings.warn(
+                f"{stored.label} differs from {checkpoint.tensors[original].label}; the MTP module uses the latter",
+                stacklevel=3,
+            )
+
+
+def _repeats(checkpoint: Checkpoint, copy: str, used: Tensor, spec: TensorSpec, parallel: Parallel) -> bool:
+    if checkpoint.tensors[copy].shape != spec.shape:
+        return False
+    _, start, stop = _window(spec, parallel)
+    for low in range(start, stop, _ROWS):
+        high = min(low + _ROWS, stop)
+        rows = checkpoint.read(copy, 0, low, high).to(used.device, used.dtype)
+        if not torch.equal(rows, used[low - start : high - start]):
+            return False
+    return True
 
 
 @contextmanager
@@ -258,4 +254,8 @@ def _reporting(progress: Progress | None, total: int) -> Iterator[Progress]:
         yield progress
         return
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading weights", delay=2, disable=None) as bar:
-        yield lambda done, _: bar.update(done - bar.n) and None
+
+        def advance(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        yield advance

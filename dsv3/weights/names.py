@@ -1,4 +1,4 @@
-"""One table of every tensor: the official demo's name, Hugging Face's name, its shape, how ranks divide it, its precision.
+"""One table of every tensor: its official and Hugging Face names, its shape, how ranks divide it, its precision.
 
 Three naming schemes meet here:
 
@@ -28,8 +28,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of module. ``split``: the dimension that tensor parallelism divides; ``fp8``: e4m3 with block scales in an
-    FP8 release; ``shape``: of the whole weight, (out, in)."""
+    """One kind of module.
+
+    split: the dimension that tensor parallelism divides. fp8: e4m3 with block scales in an FP8 release. shape: of the
+    whole weight, (out, in).
+    """
 
     official: str
     hf: str
@@ -114,7 +117,7 @@ _EXPERT_NUMBER = re.compile(rf"(?<=experts\.){_NUMBER}(?=\.)")
 
 
 def to_hf(name: str, n_layers: int) -> str | None:
-    """The Hugging Face name of an official one, in a model of ``n_layers`` main layers; None if the table has no such name."""
+    """The Hugging Face name of an official one in a model of ``n_layers`` main layers; None if the table lacks it."""
     module, _, leaf = name.rpartition(".")
     match = _OFFICIAL_PREFIX.fullmatch(module)
     if match is None:
@@ -132,7 +135,7 @@ def to_hf(name: str, n_layers: int) -> str | None:
 
 
 def from_hf(name: str, n_layers: int) -> str | None:
-    """The official name of a Hugging Face one: the inverse of ``to_hf``. None if the table has no such name."""
+    """The official name of a Hugging Face one: the inverse of ``to_hf``; None if the table lacks it."""
     module, _, hf_leaf = name.rpartition(".")
     leaf = _LEAVES_FROM_HF.get(hf_leaf)
     match = _HF_PREFIX.fullmatch(module)
@@ -210,53 +213,49 @@ class TensorSpec:
 
 @lru_cache(maxsize=8)
 def specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """Every tensor of ``config`` except block scales and the MTP copies, main model first, in the order of execution."""
+    """Every tensor of ``config`` except block scales and the MTP copies: main model first, in order of execution."""
     return tuple(_specs(config))
 
 
 def _specs(config: ModelConfig) -> Iterator[TensorSpec]:
     embed, norm, head = TOP
-    yield _spec(config, embed, "")
+    yield _spec(config, embed, "", "")
     for layer in range(config.n_layers):
-        yield from _block(config, f"layers.{layer}.", config.is_moe(layer))
-    yield _spec(config, norm, "")
-    yield _spec(config, head, "")
+        yield from _block(config, f"layers.{layer}.", f"model.layers.{layer}.", config.is_moe(layer))
+    yield _spec(config, norm, "", "")
+    yield _spec(config, head, "", "")
     for k in range(config.n_mtp_layers):
+        layer = config.n_layers + k
         for row in MTP:
-            yield _spec(config, row, f"mtp.{k}.")
-        yield from _block(config, f"mtp.{k}.", config.is_moe(config.n_layers + k))
+            yield _spec(config, row, f"mtp.{k}.", f"model.layers.{layer}.")
+        yield from _block(config, f"mtp.{k}.", f"model.layers.{layer}.", config.is_moe(layer))
 
 
-def _block(config: ModelConfig, prefix: str, moe: bool) -> Iterator[TensorSpec]:
+def _block(config: ModelConfig, prefix: str, hf_prefix: str, moe: bool) -> Iterator[TensorSpec]:
     query = QUERY_COMPRESSED if config.q_lora_rank else QUERY_FULL
     for row in (*query, *ATTENTION, *(GATE if moe else DENSE)):
-        yield _spec(config, row, prefix)
+        yield _spec(config, row, prefix, hf_prefix)
     if not moe:
         return
     if config.has_gate_bias:
-        name = f"{prefix}ffn.gate.bias"
-        shape = (config.n_routed_experts,)
-        yield TensorSpec(name, _hf(name, config), shape, fp32=True, parameter=name)
+        name, hf = f"{prefix}{GATE[0].official}.bias", f"{hf_prefix}{GATE[0].hf}.{_LEAVES['bias']}"
+        yield TensorSpec(name, hf, (config.n_routed_experts,), fp32=True, parameter=name)
     if config.n_shared_experts:
         for row in SHARED_EXPERTS:
-            yield _spec(config, row, prefix)
+            yield _spec(config, row, prefix, hf_prefix)
+    places = (("w13", 0), ("w2",), ("w13", 1))
+    shapes = [row.shape(config) for row in EXPERT]
     for j in range(config.n_routed_experts):
-        for row, (stack, *index) in zip(EXPERT, (("w13", 0), ("w2",), ("w13", 1))):
-            name = f"{prefix}{row.official.replace('{j}', str(j))}.weight"
+        for row, shape, (stack, *index) in zip(EXPERT, shapes, places):
+            name = f"{prefix}{row.official}.weight".replace("{j}", str(j))
+            hf = f"{hf_prefix}{row.hf}.weight".replace("{j}", str(j))
             parameter = f"{prefix}ffn.experts.{stack}"
-            place = (j, *index)
-            yield TensorSpec(name, _hf(name, config), row.shape(config), row.split, j, row.fp8, False, parameter, place)
+            yield TensorSpec(name, hf, shape, expert=j, fp8=True, parameter=parameter, index=(j, *index))
 
 
-def _spec(config: ModelConfig, row: Row, prefix: str) -> TensorSpec:
+def _spec(config: ModelConfig, row: Row, prefix: str, hf_prefix: str) -> TensorSpec:
     name = f"{prefix}{row.official}.weight"
-    return TensorSpec(name, _hf(name, config), row.shape(config), row.split, fp8=row.fp8, parameter=name)
-
-
-def _hf(name: str, config: ModelConfig) -> str:
-    hf = to_hf(name, config.n_layers)
-    assert hf is not None, name
-    return hf
+    return TensorSpec(name, f"{hf_prefix}{row.hf}.weight", row.shape(config), row.split, fp8=row.fp8, parameter=name)
 
 
 def mtp_copies(config: ModelConfig) -> dict[str, str]:
@@ -282,7 +281,7 @@ def skipped(hf_name: str, config: ModelConfig) -> bool:
 
 
 def split_dimension(name: str) -> int | None:
-    """The dimension of an official tensor (or of its scales) that tensor parallelism divides; None: each rank holds all of it."""
+    """The dimension of an official tensor, or of its scales, that tensor parallelism divides; None: it is not divided."""
     module, _, leaf = name.rpartition(".")
     match = _OFFICIAL_PREFIX.fullmatch(module)
     return None if leaf == "bias" else _SPLITS.get(match[3] if match else module)

@@ -1,5 +1,5 @@
-"""Writing a model in Hugging Face's layout, as the released weights are: config.json and safetensors, with an index where
-there are several files.
+"""Writing a model in Hugging Face's layout, as the released weights are: config.json and safetensors, and an index
+where there are several files.
 
 A save ends whole or not at all. Everything is written into a folder beside the old files and renamed into place at the
 end, when the disk can no longer run full; a full disk or an interrupt leaves the old checkpoint as it was. Memory: one
@@ -84,8 +84,8 @@ def save_model(
     """Write ``model`` to the directory ``path`` so that ``load_model``, transformers and the usual engines read it.
 
     Args:
-        dtype: "fp8" writes what the releases do: linears in e4m3 with block scales, the rest in BF16, gate biases in FP32.
-        max_shard_bytes: a new file begins where this would be exceeded (one tensor may exceed it alone).
+        dtype: "fp8" is what the releases are: linears in e4m3 with block scales, the rest BF16, gate biases FP32.
+        max_shard_bytes: a new file begins where its tensors would exceed this (one tensor may exceed it alone).
         tokenizer_dir: copy the tokenizer's files from there.
         repeat_shared: repeat embedding and head in the MTP layer as released weights do. vLLM reads these copies;
             transformers and ``load_model`` do without, and a small model is a good deal smaller.
@@ -100,7 +100,8 @@ def save_model(
     items = list(_plan(model.config, dtype, repeat_shared))
     _check_whole(model)
     shards = _shards(items, max_shard_bytes)
-    files = [SINGLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _from_one(shards)]
+    files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    files = files if len(shards) > 1 else [SINGLE]
     with _replacing(path, sum(item.nbytes for item in items)) as folder:
         for file, shard in zip(files, shards):
             _write_safetensors(folder / file, shard, model)
@@ -113,10 +114,6 @@ def save_model(
             source = Path(tokenizer_dir or "") / name
             if source.is_file():
                 shutil.copyfile(source, folder / name)
-
-
-def _from_one(items: list[Any]) -> range:
-    return range(1, len(items) + 1)
 
 
 def _config(config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -222,8 +219,8 @@ def _replacing(path: Path, nbytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(path).free
         if free < nbytes:
             raise CapacityError(
-                f"the checkpoint needs {nbytes / 1e9:.2f} GB beside what is there and {path} has {free / 1e9:.2f} GB free; "
-                'free some, save elsewhere, or save as "fp8"'
+                f"the checkpoint needs {nbytes / 1e9:.2f} GB beside what is there, and {path} has {free / 1e9:.2f} GB "
+                'free; make room, save elsewhere, or save as "fp8"'
             )
         folder = Path(tempfile.mkdtemp(prefix=".saving-", dir=path))
         try:
