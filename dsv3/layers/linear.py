@@ -70,8 +70,8 @@ def _share(total: int, what: str, dtype: torch.dtype, tp: Group) -> int:
     share = tp.split(total, what)
     if dtype == FP8 and tp.size > 1 and share % BLOCK:
         raise ConfigError(
-            f"{what} = {total} over {tp.size} ranks is {share} each, which cuts through an FP8 scale block of {BLOCK}: use "
-            "fewer ranks, or BF16 weights"
+            f"{what} = {total} over {tp.size} ranks is {share} each, which cuts through an FP8 scale block of {BLOCK}: "
+            "use fewer ranks, or BF16 weights"
         )
     return share
 

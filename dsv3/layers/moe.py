@@ -61,8 +61,8 @@ class MoE(nn.Module):
         super().__init__()
         if parallel.ep.size > 1:
             raise ConfigError(
-                f"expert parallelism over {parallel.ep.size} ranks needs a dispatcher that sends rows between them; only "
-                "the local one exists: use an ep group of size 1"
+                f"expert parallelism over {parallel.ep.size} ranks needs a dispatcher that sends rows between them; "
+                "only the local one exists: use an ep group of size 1"
             )
         self.tap = Tap()
         self.gate = Gate(config)

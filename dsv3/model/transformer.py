@@ -24,7 +24,7 @@ from dsv3.parallel.group import Parallel
 
 
 def _grad_unless_cached(ctx: AttnContext | None) -> AbstractContextManager[None]:
-    """No autograd with a cache: what earlier steps wrote there has no graph, so a gradient would be silently partial."""
+    """No autograd with a cache: what earlier steps wrote there has no graph, so a gradient would be partial."""
     return nullcontext() if ctx is None else torch.no_grad()
 
 
