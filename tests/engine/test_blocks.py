@@ -1,11 +1,12 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3.engine.blocks import PageAllocator
 from dsv3.errors import CapacityError
 
 
+@settings(deadline=None)
 @given(
     n_pages=st.integers(1, 12),
     page_size=st.integers(1, 5),

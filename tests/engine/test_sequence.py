@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3.engine.outputs import TokenLogprob
@@ -29,6 +29,7 @@ def cut_at_first_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.text("abc", max_size=4), max_size=12),
     tail=st.text("abc", max_size=2),
