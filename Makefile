@@ -67,8 +67,9 @@ imports: $(READY) ## the import contracts of pyproject.toml (docs/architecture.m
 lab: $(LAB_READY) ## JupyterLab with dsv3 importable
 	$(BIN)/jupyter lab
 
-bench: $(READY) ## tokens per second on this CPU, beside transformers with the same weights
+bench: $(READY) ## measure on this CPU beside transformers with the same weights; rewrites docs/performance.md
 	$(BIN)/python benchmarks/cpu_decode.py
+	$(BIN)/python benchmarks/render.py
 
 train-tiny: $(READY) .data/train.npz ## train the embedded model's shape on a folder of text: make train-tiny CORPUS=folder
 	$(BIN)/dsv3 train --config configs/train_tiny.json
