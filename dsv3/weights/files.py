@@ -28,8 +28,10 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DEMO_FILE = re.compile(r"model(\d+)-mp(\d+)\.safetensors")
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
-FP8 = "F8_E4M3"
+# Types in safetensors' spelling.
+STORED_FLOATS = {"F64", "F32", "F16", "BF16"}
+STORED_FP8 = "F8_E4M3"
+STORED_SCALES = STORED_FLOATS | {"F8_E8M0"}
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny"
 
@@ -102,6 +104,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         self.directory, self.config = directory, config
+        self.is_demo = False
         self.tensors: dict[str, Stored] = {}
         self.unexpected: list[str] = []
         self._handles: dict[Path, Any] = {}  # safetensors' handle type is not part of its public interface
@@ -204,7 +207,10 @@ def some(names: list[str], at_most: int = 5) -> str:
 
 
 def find_files(directory: Path) -> tuple[list[Path], bool]:
-    """The safetensors files of a checkpoint directory; and whether they are the official demo's, then in rank order."""
+    """The safetensors files of a checkpoint directory; and whether they are the official demo's, then in rank order.
+
+    A directory with a single file and an index is read from the single file, as transformers does.
+    """
     if (directory / SINGLE).is_file():
         return [directory / SINGLE], False
     if (directory / INDEX).is_file():

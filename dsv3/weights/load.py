@@ -11,8 +11,8 @@ What is stored and what the model wants may differ:
   FP32, BF16  cast                               quantised in 128x128 blocks (power-of-two scales for ``ue8m0``)
   e4m3        dequantised: w = q * scale         copied with its scales
 
-A rank's window may cut through a 128x128 block of what is stored: the whole block is then read to restore the weight. An
-e4m3 model cannot be divided so (``layers.linear`` refuses), for a block has one scale.
+A rank's window may cut through a 128x128 block of what is stored: the whole block is then read to restore the weight.
+An e4m3 model cannot be divided so (``layers.linear`` refuses), for a block has one scale.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from dsv3.config import BLOCK, ModelConfig
 from dsv3.errors import CheckpointError, RequestError
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.group import Parallel
-from dsv3.weights.files import FLOATS, FP8, Checkpoint, read_config, resolve, some
+from dsv3.weights.files import STORED_FLOATS, STORED_FP8, STORED_SCALES, Checkpoint, read_config, resolve, some
 from dsv3.weights.names import TensorSpec, mtp_copies, specs
 
 Progress = Callable[[int, int], None]
@@ -93,14 +93,16 @@ def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
             continue
         if stored.shape != spec.shape:
             misshapen.append(f"{stored.label} is {list(stored.shape)}, expected {list(spec.shape)}")
-        if stored.dtype == FP8:
+        if stored.dtype == STORED_FP8:
             known.add(spec.scale_name)
             scale = checkpoint.tensors.get(spec.scale_name)
             if scale is None:
                 unscaled.append(stored.label)
+            elif scale.dtype not in STORED_SCALES:
+                mistyped.append(f"{scale.label} is {scale.dtype}")
             elif scale.shape != spec.scale_shape:
                 misshapen.append(f"{scale.label} is {list(scale.shape)}, expected {list(spec.scale_shape)}")
-        elif stored.dtype not in FLOATS:
+        elif stored.dtype not in STORED_FLOATS:
             mistyped.append(f"{stored.label} is {stored.dtype}")
     unexpected = checkpoint.unexpected + [s.label for name, s in checkpoint.tensors.items() if name not in known]
     findings = (
@@ -108,7 +110,7 @@ def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
         ("unexpected", unexpected),
         ("of another shape than config.json says", misshapen),
         ("in FP8 without block scales (weight_scale_inv)", unscaled),
-        (f"of a type that is not supported (supported: {', '.join(sorted(FLOATS))}, {FP8})", mistyped),
+        (f"of a type that is not supported (supported: {STORED_FP8}, {', '.join(sorted(STORED_FLOATS))})", mistyped),
     )
     lines = [f"  {len(names)} {what}: {some(names)}" for what, names in findings if names]
     if lines:
@@ -173,7 +175,7 @@ def _fill(model: Transformer, checkpoint: Checkpoint, parallel: Parallel, progre
 
 def _copy(checkpoint: Checkpoint, spec: TensorSpec, target: Tensor, parallel: Parallel) -> None:
     """Into an FP32 or BF16 place."""
-    if checkpoint.tensors[spec.name].dtype == FP8:
+    if checkpoint.tensors[spec.name].dtype == STORED_FP8:
         target.copy_(_dequantised(checkpoint, spec, target.device, target.dtype, parallel))
     else:
         target.copy_(checkpoint.read(spec.name, *_window(spec, parallel)))
@@ -190,7 +192,7 @@ def _copy_fp8(
     """Into an e4m3 place and that of its scales."""
     dim, start, stop = _window(spec, parallel)
     codes = checkpoint.read(spec.name, dim, start, stop)
-    if checkpoint.tensors[spec.name].dtype == FP8:
+    if checkpoint.tensors[spec.name].dtype == STORED_FP8:
         assert start % BLOCK == 0, f"{spec.name}: a rank's share begins within a block"
         scales = checkpoint.read(spec.scale_name, dim, start // BLOCK, -(-stop // BLOCK))
     else:

@@ -281,7 +281,7 @@ def skipped(hf_name: str, config: ModelConfig) -> bool:
 
 
 def split_dimension(name: str) -> int | None:
-    """The dimension of an official tensor, or of its scales, that tensor parallelism divides; None: it is not divided."""
+    """The dimension of an official tensor, or of its scales, that tensor parallelism divides; None: none is divided."""
     module, _, leaf = name.rpartition(".")
     match = _OFFICIAL_PREFIX.fullmatch(module)
     return None if leaf == "bias" else _SPLITS.get(match[3] if match else module)

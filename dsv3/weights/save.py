@@ -97,8 +97,9 @@ def save_model(
     path = Path(path).expanduser()
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; checkpoints are written as one of {', '.join(_DTYPES)}")
-    items = list(_plan(model.config, dtype, repeat_shared))
     _check_whole(model)
+    config = _config(model.config, dtype)
+    items = list(_plan(model.config, dtype, repeat_shared))
     shards = _shards(items, max_shard_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     files = files if len(shards) > 1 else [SINGLE]
@@ -109,7 +110,7 @@ def save_model(
             weight_map = {e.name: file for file, shard in zip(files, shards) for item in shard for e in item.entries}
             total = sum(item.nbytes for item in items)
             _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        _write_json(folder / "config.json", _config(model.config, dtype))
+        _write_json(folder / "config.json", config)
         for name in TOKENIZER_FILES if tokenizer_dir is not None else ():
             source = Path(tokenizer_dir or "") / name
             if source.is_file():

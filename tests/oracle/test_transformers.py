@@ -207,8 +207,8 @@ def test_fp8_checkpoint(small_config: Callable[..., ModelConfig], tmp_path: Path
     pytest.importorskip("accelerate")
     if torch.cuda.is_available():
         pytest.skip("with CUDA, transformers keeps the weights in FP8")
-    # Several whole blocks of 128, or one partial block. A whole block followed by a partial one is read wrongly there (the
-    # size of a block is inferred from the number of scales); tests/weights holds that case against the definition.
+    # Several whole blocks of 128, or one partial block. A whole block followed by a partial one is read wrongly there
+    # (the size of a block is inferred from the number of scales); tests/weights holds that case against the definition.
     config = small_config("v3", n_mtp_layers=0, dim=256, inter_dim=384, moe_inter_dim=72)
     model = Transformer(config, dtype=torch.float32)
     randomise(model)

@@ -125,6 +125,17 @@ def test_scales_in_another_shard(wanted: torch.dtype, small_config: SmallConfig,
     assert_same(load_model(moved, dtype=wanted), load_model(path, dtype=wanted))
 
 
+def test_scales_in_powers_of_two_of_one_byte(small_config: SmallConfig, saved: Saved) -> None:
+    """Scales stored as exponents alone (e8m0) are the same numbers as in FP32."""
+    path, _ = saved(small_config("v3", scale_fmt="ue8m0"), dtype="fp8")
+    as_fp32 = load_model(path, dtype=FP8)
+    tensors = load_file(path / "model.safetensors")
+    for name in (n for n in tensors if n.endswith("scale_inv")):
+        tensors[name] = tensors[name].to(torch.float8_e8m0fnu)
+    save_file(tensors, path / "model.safetensors")
+    assert_same(load_model(path, dtype=FP8), as_fp32)
+
+
 # How the demo's converter divides a module, by the last part of its name: written down here once more, so that a wrong
 # row of the package's table cannot hide.
 DEMO_SPLITS = {"embed": 0, "head": 0, "wq": 0, "wq_b": 0, "wkv_b": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0}
