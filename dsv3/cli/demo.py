@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-plot",
         type=plot_path,
-        default=Path("build/demo_experts.png"),
+        default=Path("out/experts.png"),
         metavar="FILE",
         help="heat map of the expert load (default: %(default)s)",
     )
