@@ -257,7 +257,7 @@ def test_a_plain_weight_is_followed_in_place_and_over_a_cast(small_config: Small
     config = small_config("v3")
     mla = make_mla(config)
     mla.expand_above = float("inf")
-    w_uk, w_uv = mla.prepare()
+    w_uk, _ = mla.prepare()
     assert w_uk.data_ptr() == mla.wkv_b.weight.data_ptr()  # views: no second copy of the weight
     x_TD = torch.randn(5, 64)
     with torch.no_grad():
