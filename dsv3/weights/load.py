@@ -60,7 +60,7 @@ def load_model(
 
     Raises:
         CheckpointError: the directory, a file or a tensor is missing, damaged, unexpected or of the wrong shape.
-        RequestError: the device is absent here.
+        RequestError: there is no such device here.
     """
     directory = resolve(path)
     device = _available(device)
@@ -121,7 +121,10 @@ def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
 
 
 def _available(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise RequestError(f"{device!r} is no device; use 'cpu', 'cuda' or 'cuda:1'") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(f"device {str(device)!r} was asked for, but CUDA is not available here; use device 'cpu'")
     return device
@@ -239,6 +242,7 @@ def _compare_copies(model: Transformer, checkpoint: Checkpoint, parallel: Parall
 
 
 def _repeats(checkpoint: Checkpoint, copy: str, used: Tensor, spec: TensorSpec, parallel: Parallel) -> bool:
+    """Whether a copy holds the same rows as the loaded original, as far as the model's type can tell."""
     if checkpoint.tensors[copy].shape != spec.shape:
         return False
     _, start, stop = _window(spec, parallel)

@@ -1,8 +1,8 @@
 """Writing a model in Hugging Face's layout, as the released weights are: config.json and safetensors, and an index
 where there are several files.
 
-A save ends whole or not at all. Everything is written into a folder beside the old files and renamed into place at the
-end, when the disk can no longer run full; a full disk or an interrupt leaves the old checkpoint as it was. Memory: one
+A full disk or an interrupt leaves the old checkpoint as it was: everything is written into a folder beside the old
+files and renamed into place at the end, when only a kill between two renames could still leave a mixture. Memory: one
 tensor beyond the model, because the files are written here tensor by tensor. The format is simple enough for that: the
 length of a JSON header, the header (name -> type, shape, where the bytes are), the bytes.
 """
@@ -238,6 +238,7 @@ def _replacing(path: Path, nbytes: int) -> Iterator[Path]:
 
 
 def _publish(folder: Path, path: Path) -> None:
+    # config.json last: a new directory is a checkpoint only once all of it is there.
     new = sorted(folder.iterdir(), key=lambda file: file.name == "config.json")
     names = {file.name for file in new}
     for file in new:

@@ -346,6 +346,8 @@ def test_a_device_that_is_absent(small_config: SmallConfig, saved: Saved) -> Non
     path, _ = saved(small_config("v3"))
     with pytest.raises(RequestError, match="'cuda' was asked for"):
         load_model(path, device="cuda")
+    with pytest.raises(RequestError, match="'gpu' is no device"):
+        load_model(path, device="gpu")
 
 
 @pytest.mark.gpu
