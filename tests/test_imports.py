@@ -78,7 +78,7 @@ import importlib, pkgutil, sys
 sys.modules["triton"] = None
 import torch, dsv3, dsv3.kernels
 for module in pkgutil.walk_packages(dsv3.__path__, "dsv3."):
-    if not module.name.startswith("dsv3.kernels.") and module.name != "dsv3.__main__":
+    if not module.name.startswith("dsv3.kernels.") and not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 values, scales = dsv3.kernels.act_quant(torch.ones(2, 256))
 print(values.shape, scales.shape)
