@@ -321,8 +321,6 @@ def _from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
         ("mlp_bias", False, "biases in the MLP"),
         ("rope_interleave", True, "weights permuted for half-split rotary pairs"),
         ("norm_topk_prob", v3, "this normalisation of the gate"),
-        ("mlp_bias", False, "biases in the MLP"),
-        ("rope_interleave", True, "rotary pairs split in halves"),
     ):
         if hf.get(key, expected) != expected:
             raise ConfigError(f"{key} is {hf[key]!r}; {kind} here expects {expected!r}: {meaning} are not supported")
