@@ -140,7 +140,7 @@ def _group(
     mask_BSL = None
     if S > 1 or not uniform:
         hidden = offsets_L > positions_T[rows].view(B, S, 1)
-        mask_BSL = torch.zeros(B, S, L, device=device).masked_fill_(hidden, float("-inf"))
+        mask_BSL = torch.zeros(B, S, L, dtype=torch.float32, device=device).masked_fill_(hidden, float("-inf"))
     return SequenceGroup(rows, B, S, slots, mask_BSL)
 
 

@@ -6,12 +6,14 @@ The residual is added by the block. Routed experts are stored stacked, so that o
 w13 (E, 2, F, D) holds w1 and w3 of each expert, w2 (E, D, F). Checkpoints name them one by one; ``weights.names`` maps.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3 import kernels
-from dsv3.config import ModelConfig
+from dsv3.config import BLOCK, ModelConfig
 from dsv3.errors import ConfigError
 from dsv3.layers.basic import MLP
 from dsv3.layers.gate import Gate
@@ -34,21 +36,27 @@ class Experts(nn.Module):
         self.w13_scale: nn.Parameter | None = None
         self.w2_scale: nn.Parameter | None = None
         if dtype == FP8:
-            self.w13_scale = nn.Parameter(torch.empty(E, 2, blocks(F_), blocks(D)), requires_grad=False)
-            self.w2_scale = nn.Parameter(torch.empty(E, blocks(D), blocks(F_)), requires_grad=False)
+            self.w13_scale = nn.Parameter(
+                torch.empty(E, 2, blocks(F_), blocks(D), dtype=torch.float32), requires_grad=False
+            )
+            self.w2_scale = nn.Parameter(
+                torch.empty(E, blocks(D), blocks(F_), dtype=torch.float32), requires_grad=False
+            )
 
     def forward(self, rows_MD: Tensor, counts_e: Tensor) -> Tensor:
         if self.w13_scale is None or self.w2_scale is None:
             gate_MF, up_MF = kernels.grouped_linear(rows_MD, self.w13.flatten(1, 2), counts_e).chunk(2, dim=-1)
             return kernels.grouped_linear(F.silu(gate_MF) * up_MF, self.w2, counts_e)
-        gate_MF, up_MF = (
-            kernels.fp8_grouped_linear(
-                rows_MD, self.w13[:, i], self.w13_scale[:, i], counts_e, self.scale_fmt, rows_MD.dtype
-            )
-            for i in range(2)
-        )
-        act_MF = F.silu(gate_MF) * up_MF
-        return kernels.fp8_grouped_linear(act_MF, self.w2, self.w2_scale, counts_e, self.scale_fmt, rows_MD.dtype)
+        gate_MF, up_MF = self._fp8_gate_up(rows_MD, counts_e, self.w13_scale)
+        return self._fp8(F.silu(gate_MF) * up_MF, self.w2, self.w2_scale, counts_e)
+
+    def _fp8_gate_up(self, rows_MD: Tensor, counts_e: Tensor, scale: Tensor) -> Sequence[Tensor]:
+        if self.w13.shape[2] % BLOCK == 0:  # as one matrix: x is quantised once, and no weight is copied
+            return self._fp8(rows_MD, self.w13.flatten(1, 2), scale.flatten(1, 2), counts_e).chunk(2, dim=-1)
+        return [self._fp8(rows_MD, self.w13[:, i], scale[:, i], counts_e) for i in range(2)]  # a block would hold both
+
+    def _fp8(self, x_MD: Tensor, w_eFD: Tensor, scale: Tensor, counts_e: Tensor) -> Tensor:
+        return kernels.fp8_grouped_linear(x_MD, w_eFD, scale, counts_e, self.scale_fmt, x_MD.dtype)
 
 
 class MoE(nn.Module):

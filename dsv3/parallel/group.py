@@ -78,5 +78,7 @@ class Parallel:
                 f"WORLD_SIZE is {size} but {', '.join(missing)} is unset: start the program with torchrun"
             )
         if not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before NCCL starts: it would take GPU 0 for all
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return Parallel(dp=Group(rank=dist.get_rank(), size=size, handle=dist.group.WORLD))

@@ -120,6 +120,16 @@ def test_bytes_of_a_token(layers: int, expected: int) -> None:
     assert cache.storage.nbytes == 128 * expected
 
 
+def test_everything_lies_on_the_device_of_the_cache() -> None:
+    cache = LatentCache(CONFIG, 8, 4, device="meta")
+    ctx = AttnContext.build(cache, [[0, 2], [1]], [3, 0], [2, 2])
+    (group,) = ctx.groups
+    assert isinstance(group.slots, torch.Tensor)
+    assert group.mask_BSL is not None
+    for tensor in (ctx.positions_T, ctx.slots_T, group.slots, group.mask_BSL):
+        assert tensor.device.type == "meta"
+
+
 def test_pages_must_cover_the_tokens() -> None:
     with pytest.raises(AssertionError):
         AttnContext.build(LatentCache(CONFIG, 8, 4), [[0, 1]], [7], [2])

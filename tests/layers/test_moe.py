@@ -110,10 +110,11 @@ def test_experts_that_receive_nothing(counts: list[int]) -> None:
     assert_close(experts(rows_MD, torch.tensor(counts)), expected)
 
 
+@pytest.mark.parametrize("hidden", [144, 256], ids=["partial blocks", "whole blocks"])
 @pytest.mark.parametrize("scale_fmt", [None, "ue8m0"])
-def test_fp8_experts_multiply_what_was_stored(scale_fmt: str | None) -> None:
-    """Sizes with partial blocks in both dimensions. Against the FP8 product of each expert alone, to the last bit."""
-    experts = Experts(3, 200, 144, dtype=FP8, scale_fmt=scale_fmt)
+def test_fp8_experts_multiply_what_was_stored(scale_fmt: str | None, hidden: int) -> None:
+    """Against the FP8 product of each expert alone, to the last bit."""
+    experts = Experts(3, 200, hidden, dtype=FP8, scale_fmt=scale_fmt)
     randomise(experts)
     assert experts.w13_scale is not None
     assert experts.w2_scale is not None
@@ -131,6 +132,18 @@ def test_fp8_experts_multiply_what_was_stored(scale_fmt: str | None) -> None:
             gate, up = (fp8(rows, experts.w13[e, i], experts.w13_scale[e, i]) for i in range(2))
             parts.append(fp8(F.silu(gate) * up, experts.w2[e], experts.w2_scale[e]))
     assert torch.equal(experts(rows_MD, torch.tensor(counts)), torch.cat(parts))
+
+
+def test_fp8_experts_of_whole_blocks_copy_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """w1 and w3 go as one matrix: as two, each would be a strided half of w13, which a kernel has to copy first."""
+    experts = Experts(3, 200, 256, dtype=FP8, scale_fmt=None)
+    randomise(experts)
+    weights: list[Tensor] = []
+    product = kernels.fp8_grouped_linear
+    monkeypatch.setattr(kernels, "fp8_grouped_linear", lambda x, w, *rest: (weights.append(w), product(x, w, *rest))[1])
+    experts(torch.randn(7, 200, dtype=torch.bfloat16), torch.tensor([4, 0, 3]))
+    assert [w.is_contiguous() for w in weights] == [True, True]
+    assert weights[0].data_ptr() == experts.w13.data_ptr()
 
 
 def test_fp8_moe_is_close_to_the_stored_weights_in_fp32(small_config: SmallConfig) -> None:

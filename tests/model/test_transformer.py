@@ -261,6 +261,26 @@ def test_two_models_of_different_types_live_side_by_side(small_config: SmallConf
     assert torch.equal(full(fp8, tokens), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, FP8], ids=["fp32", "fp8"])
+def test_torchs_default_dtype_decides_nothing(small_config: SmallConfig, dtype: torch.dtype) -> None:
+    """The official demo sets it globally, so users do too."""
+    config = small_config("v3")
+    model, tokens = make_model(config, dtype), random_tokens(config, 9)
+    pages, chunks = [[2, 0, 1]], [[6, 2, 1]]
+    types = {name: t.dtype for name, t in model.state_dict().items()}
+    expected = run_in_chunks(model, LatentCache(config, 3, 4, dtype=model.act_dtype), pages, tokens, chunks)[0]
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        other = Transformer(config, dtype=dtype).eval()
+        other.load_state_dict(model.state_dict())
+        cache = LatentCache(config, 3, 4, dtype=model.act_dtype)
+        assert torch.equal(run_in_chunks(other, cache, pages, tokens, chunks)[0], expected)
+        assert torch.equal(other(tokens[0].unsqueeze(0)), model(tokens[0].unsqueeze(0)))
+        assert {name: t.dtype for name, t in other.state_dict().items()} == types
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8], ids=["fp32", "bf16", "fp8"])
 def test_state_dict_and_deepcopy_round_trip(small_config: SmallConfig, dtype: torch.dtype) -> None:
     config = small_config("v3")

@@ -61,6 +61,18 @@ def test_half_of_torchruns_environment_is_named(monkeypatch: pytest.MonkeyPatch)
         Parallel.from_torchrun()
 
 
+def test_each_process_takes_its_own_gpu_before_nccl_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    for name, value in (("WORLD_SIZE", 2), ("RANK", 3), ("LOCAL_RANK", 1), ("MASTER_ADDR", "x"), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(dist, "init_process_group", done.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    Parallel.from_torchrun()
+    assert done == [1, "nccl"]
+
+
 def two_ranks(rank: int, folder: str, port: int, config: ModelConfig) -> None:
     """One process of two: its slice of the weights, the same tokens, its logits into a file."""
     torch.set_num_threads(1)
