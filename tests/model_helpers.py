@@ -9,6 +9,7 @@ from dsv3 import kernels
 from dsv3.config import BLOCK, ModelConfig
 from dsv3.layers.cache import AttnContext, LatentCache
 from dsv3.layers.linear import FP8
+from dsv3.layers.mla import MLA
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.group import Parallel
 
@@ -97,7 +98,7 @@ def run_in_chunks(
 def set_expand_above(model: nn.Module, queries: float) -> None:
     """Attend expanded above this number of queries: 0 for always, infinity for never."""
     for module in model.modules():
-        if hasattr(module, "expand_above"):
+        if isinstance(module, MLA):
             module.expand_above = queries
 
 

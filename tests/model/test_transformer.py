@@ -392,6 +392,83 @@ def test_with_a_cache_there_is_no_graph(small_config: SmallConfig) -> None:
         assert not cache.storage.requires_grad
 
 
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8], ids=["fp32", "bf16", "fp8"])
+def test_gpu_equals_cpu(small_config: SmallConfig, dtype: torch.dtype) -> None:
+    config = small_config("v3", n_activated_experts=16, n_limited_groups=4)  # rounding must not change a route
+    model = make_model(config, dtype)
+    tokens, pages, chunks = random_tokens(config, 21, 9), [[5, 0, 1, 2, 7, 6], [3, 4, 8]], [[18, 1, 2], [7, 1, 1]]
+    expected = run_in_chunks(model, poisoned_cache(config, 9, 4, model.act_dtype), pages, tokens, chunks)
+    whole = full(model, tokens[0])
+    model.cuda()
+    moved = [t.cuda() for t in tokens]
+    cache = LatentCache(config, 9, 4, dtype=model.act_dtype, device="cuda")
+    cache.storage.fill_(float("nan"))
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.03, FP8: 0.15}[dtype]
+    for ours, theirs in zip(run_in_chunks(model, cache, pages, moved, chunks), expected, strict=True):
+        assert_close(ours.cpu(), theirs, tolerance)
+    assert_close(full(model, moved[0]).cpu(), whole, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=["bf16", "fp8"])
+def test_a_decode_step_never_waits_and_fits_a_cuda_graph(small_config: SmallConfig, dtype: torch.dtype) -> None:
+    config = small_config("v3")
+    model = make_model(config, dtype).cuda().prepare()
+    cache = LatentCache(config, 4, 4, dtype=torch.bfloat16, device="cuda")
+    tokens_T = torch.tensor([3, 5], device="cuda")
+    ctx = AttnContext.build(cache, [[2, 1], [0, 3]], [6, 4], [1, 1])
+
+    def step() -> tuple[Tensor, Tensor]:
+        h_TD = model.hidden(tokens_T, ctx)
+        return model.logits(h_TD), model.logits(model.predict_next(0, h_TD, tokens_T, ctx))
+
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                step()
+        torch.cuda.synchronize()
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        tokens_T.copy_(torch.tensor([7, 11]))
+        expected = step()
+        graph.replay()
+    for ours, theirs in zip(captured, expected, strict=True):
+        assert_close(ours, theirs, 1e-3)
+
+
+@pytest.mark.gpu
+def test_gradients_of_gpu_and_cpu(small_config: SmallConfig) -> None:
+    config = small_config("v3", n_activated_experts=16, n_limited_groups=4)
+    model = make_model(config, torch.bfloat16)
+    tokens_BS = torch.stack(random_tokens(config, 33, 33))
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        tokens = tokens_BS.to(model.embed.weight.device)
+        h_BSD = model.hidden(tokens)
+        draft = model.predict_next(0, h_BSD[:, :-1], tokens[:, 1:])
+        (model.logits(h_BSD).logsumexp(-1).mean() + model.logits(draft).logsumexp(-1).mean()).backward()
+        return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+
+    on_cpu = gradients()
+    model.cuda()
+    on_gpu = gradients()
+    assert on_gpu.keys() == on_cpu.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in on_gpu.items():
+        assert_close(gradient, on_cpu[name], 0.1)
+
+
 # --- the official shapes ----------------------------------------------------------------------------------------------
 
 
