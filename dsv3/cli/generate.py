@@ -87,7 +87,9 @@ def _check_combination(args: argparse.Namespace) -> None:
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:
     if args.input_file:
-        prompts = [line for line in _read_text(args.input_file).splitlines() if line.strip()]
+        # Not splitlines(): it would also cut at U+2028 and other characters that a prompt may hold.
+        lines = _read_text(args.input_file).replace("\r\n", "\n").split("\n")
+        prompts = [line for line in lines if line.strip()]
         if not prompts:
             raise Dsv3Error(f"{args.input_file} holds no prompt: write one a line")
         return prompts

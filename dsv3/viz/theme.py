@@ -20,12 +20,6 @@ from dsv3.errors import CapacityError, RequestError
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-TENSOR_COLOURS = {"q": "#5b4b9a", "c_kv": "#b35806", "k_pe": "#e0a030", "experts": "#2b7a8c"}
-"""The colour of a tensor, the same in every figure."""
-
-LOAD_MAP = "cividis"
-"""Sequential map for loads and other quantities that start at zero."""
-
 DEVIATION_MAP = "PuOr_r"
 """Diverging map for quantities with a neutral value in the middle, such as the uniform load."""
 

@@ -87,7 +87,8 @@ def test_json_is_one_object_a_line(generate, expected: str) -> None:
 
 
 def test_an_input_file_is_answered_in_its_order(generate, tmp_path: Path) -> None:
-    prompts = [f"{PROMPT} {'again ' * (i % 4)}{i}" for i in range(11)]  # more than a batch, of different lengths
+    # More than a batch, of different lengths, with a character that str.splitlines() takes for the end of a line.
+    prompts = [f"{PROMPT}\u2028{'again ' * (i % 4)}{i}" for i in range(11)]
     file = tmp_path / "prompts.txt"
     file.write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
     result = generate("--input-file", file, "--max-batch-size", 4, "--json")
@@ -99,7 +100,7 @@ def test_an_input_file_is_answered_in_its_order(generate, tmp_path: Path) -> Non
 
 def test_an_input_file_as_text(generate, tmp_path: Path, expected: str) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_text(f"\ufeff{PROMPT}\n{PROMPT}\n", encoding="utf-8")
+    file.write_bytes(f"\ufeff{PROMPT}\r\n{PROMPT}\n".encode())  # as an editor on Windows may write it
     assert generate("--input-file", file).out == f"Prompt: {PROMPT}\nCompletion: {expected}\n\n" * 2
 
 
