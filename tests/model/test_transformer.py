@@ -414,6 +414,7 @@ def test_gpu_equals_cpu(small_config: SmallConfig, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=["bf16", "fp8"])
 def test_a_decode_step_never_waits_and_fits_a_cuda_graph(small_config: SmallConfig, dtype: torch.dtype) -> None:
     config = small_config("v3")
