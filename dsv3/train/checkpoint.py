@@ -22,13 +22,16 @@ def state_paths(directory: str | Path) -> list[Path]:
     return sorted(Path(directory).glob(_PATTERN))
 
 
-def save_state(directory: str | Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
+def save_state(directory: str | Path, step: int, state: dict[str, Any], *, keep: int, write: bool = True) -> Path:
     """Write ``step-<step>.pt``, then remove all but the newest ``keep`` states. Returns its path.
 
-    Raises CapacityError if it cannot be written; the states from before are then untouched.
+    write: False on ranks that hold the same state as the one that writes. Raises CapacityError if it cannot be written;
+    the states from before are then untouched.
     """
     directory = Path(directory)
     path = directory / f"step-{step:08d}.pt"
+    if not write:
+        return path
     beside = path.with_suffix(".tmp")
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,13 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
 
 def run(args: argparse.Namespace) -> None:
     """Train, and report on stderr how it ended."""
+    from dsv3.parallel.group import Parallel
     from dsv3.train.trainer import train
 
-    result = train(config_from(args), resume=args.resume, progress=not args.quiet)
+    parallel = Parallel.from_torchrun()
+    result = train(config_from(args), resume=args.resume, parallel=parallel, progress=not args.quiet)
+    if parallel.dp.rank:
+        return
     say = f"step {result.steps}, {result.tokens_per_second:,.0f} tokens/s; state {result.state}"
     if not result.finished:
         say += "; stopped by the clock, go on with --resume"

@@ -9,6 +9,9 @@ import io
 import json
 import math
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,16 @@ def _write_beside(path: Path, text: str) -> None:
 
 
 class RunLog:
-    """Appends records to ``path``. ``after_step``: keep the records up to this step; None starts an empty log."""
+    """Appends records to ``path``.
 
-    def __init__(self, path: str | Path, *, after_step: int | None = None) -> None:
+    after_step: keep the records up to this step; None starts an empty log. write: False on ranks that only watch.
+    """
+
+    def __init__(self, path: str | Path, *, after_step: int | None = None, write: bool = True) -> None:
         self.path = Path(path)
+        self.writes = write
+        if not write:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if after_step is not None and self.path.exists():
@@ -52,8 +61,9 @@ class RunLog:
     def write(self, kind: str, step: int, **values: Any) -> Record:
         """Append one record; what is not finite becomes null, which JSON has in place of NaN."""
         record = {"kind": kind, "step": step} | {key: _finite(value) for key, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(record))
         return record
 
 
@@ -90,3 +100,29 @@ def _flat(record: Record) -> Record:
         else:
             flat[key] = value
     return flat
+
+
+class Meter:
+    """Tokens per second of training alone: pauses for evaluation and saving are left out."""
+
+    def __init__(self, tokens_per_step: int, step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.first = self.last = step
+        self.start = self.lap_start = time.monotonic()
+
+    def lap(self, step: int) -> float:
+        now = time.monotonic()
+        speed = (step - self.last) * self.tokens_per_step / max(now - self.lap_start, 1e-9)
+        self.last, self.lap_start = step, now
+        return speed
+
+    def mean(self, step: int) -> float:
+        return (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.start, 1e-9)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        spent = time.monotonic() - begin
+        self.start += spent
+        self.lap_start += spent

@@ -27,16 +27,15 @@ ChunkKernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def nll_and_gradient(logits_TV: Tensor, targets_T: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood (FP32, nats) and ``scale`` times its gradient, in the logits' dtype, one chunk.
 
-    Pure and without shape-dependent branches, so that ``torch.compile`` can fuse it into two passes over the logits.
+    Three passes over the FP32 values, in place after the first; ``torch.compile`` can fuse them further.
     """
-    logits_TV, dtype = logits_TV.float(), logits_TV.dtype
-    keep_T = targets_T >= 0
+    log_probs_TV = F.log_softmax(logits_TV, dim=-1, dtype=torch.float32)
+    keep_T1 = (targets_T >= 0)[:, None]
     index_T1 = targets_T.clamp(min=0)[:, None]
-    lse_T1 = logits_TV.logsumexp(-1, keepdim=True)
-    nll_T = (lse_T1 - logits_TV.gather(1, index_T1))[:, 0]
-    grad_TV = (logits_TV - lse_T1).exp()
-    grad_TV = grad_TV.scatter_add(1, index_T1, grad_TV.new_full(index_T1.shape, -1.0))
-    return (nll_T * keep_T).sum(), (grad_TV * (keep_T * scale)[:, None]).to(dtype)
+    nll = -(log_probs_TV.gather(1, index_T1) * keep_T1).sum()
+    grad_TV = log_probs_TV.exp_()
+    grad_TV.scatter_add_(1, index_T1, grad_TV.new_full(index_T1.shape, -1.0))
+    return nll, grad_TV.mul_(keep_T1 * scale).to(logits_TV.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

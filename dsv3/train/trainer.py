@@ -10,7 +10,6 @@ and of seconds, so a run of bounded time still ends with a decayed rate. ``stop_
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from tqdm import tqdm
 
 from dsv3.config import ModelConfig, TrainConfig
 from dsv3.errors import ConfigError, Dsv3Error
-from dsv3.expert_load import max_violation
 from dsv3.layers.moe import MoE
 from dsv3.model.block import Block
 from dsv3.model.transformer import Transformer
@@ -33,8 +31,9 @@ from dsv3.train.balance import Router
 from dsv3.train.checkpoint import load_state, require_same, save_state, state_paths
 from dsv3.train.corpus import Documents, TokenStore
 from dsv3.train.data import PackedDataset, ValidationSet
-from dsv3.train.log import RunLog, write_csv
-from dsv3.train.loss import hidden_states, language_losses, nll_and_gradient, score_tokens, shifted_targets
+from dsv3.train.evaluate import evaluate, max_violations
+from dsv3.train.log import Meter, RunLog, write_csv
+from dsv3.train.loss import language_losses, nll_and_gradient
 from dsv3.train.optim import MasterAdamW, learning_rate
 from dsv3.weights import resolve, save_model
 
@@ -87,7 +86,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, *, parallel: Parallel | None = None, progress: bool = True) -> None:
         self.config, self.progress = config, progress
         self.dp = (parallel or Parallel()).dp
-        self.device = _device(config.device)
+        self.is_first = self.dp.rank == 0  # the rank that writes; all compute the same
+        self.device = _device(config.device, self.dp.rank)
         self.model_config = ModelConfig.from_json(config.model)
         if config.seq_len > self.model_config.max_context:
             raise ConfigError(
@@ -119,18 +119,20 @@ class Trainer:
             compile_blocks(self.model)
 
         self.step = 0
-        self.seconds_before = 0.0  # spent on this run by processes before this one
+        self.seconds = self.seconds_before = 0.0  # spent on this run, and by the processes before this one
         self.started = time.monotonic()
-        self.sums = torch.zeros(4, device=self.device)  # main, MTP and balance loss, gradient norm, since the last log
+        # Since the last log, summed over steps: main, MTP and balance loss, gradient norm, and 1 for each step.
+        self.sums = torch.zeros(5, device=self.device)
         self.load_GE = self.router.load_GE
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
 
     # ------------------------------------------------------------------------------------------------------ the step
 
-    def take_step(self) -> None:
-        """One optimiser step over ``batch_tokens`` tokens. Nothing in here waits for the device."""
+    def take_step(self) -> float:
+        """One optimiser step over ``batch_tokens`` tokens; returns its learning rate. Never waits for the device."""
         config = self.config
         lr = self.learning_rate()
+        means = torch.zeros(3, device=self.device)
         for tokens_BS in self.next_micro_batches():
             with self.router.listen() as heard:
                 losses = language_losses(self.model, tokens_BS, chunk=config.loss_chunk, kernel=self.loss_kernel)
@@ -138,15 +140,16 @@ class Trainer:
             (losses.main + config.mtp_weight * losses.mtp + config.balance_weight * balance).backward()
             self.optimizer.accumulate()
             self.router.load_GE += self.router.load(heard, len(tokens_BS))
-            self.sums[:3] += torch.stack((losses.main, losses.mtp, balance)).detach() / self.micro_batches
+            means += torch.stack((losses.main, losses.mtp, balance)).detach() / self.micro_batches
         norm = self.optimizer.step(lr, divisor=config.n_micro_batches)
         frozen = self.progress_share() >= 1.0 - config.bias_freeze_fraction
         self.load_GE = self.router.finish_step(0.0 if frozen else config.bias_update)
-        self.sums[3] += norm
+        self.sums += torch.stack((*means.unbind(), norm, torch.ones_like(norm)))
         self.step += 1
         # The gradient's norm shows a loss that is not finite, and a gradient that overflowed behind one that is.
         is_first_bad = ~norm.isfinite() & (self.first_bad_step < 0)
         self.first_bad_step.masked_fill_(is_first_bad, self.step)
+        return lr
 
     def next_micro_batches(self) -> Iterator[Tensor]:
         """This rank's tokens (B, S + 1 + n_mtp_layers) of the coming step: a function of the step's number alone."""
@@ -154,14 +157,23 @@ class Trainer:
             epoch, within = divmod(self.step * self.micro_batches + micro, self.data.steps_per_epoch)
             yield self.data.batch(epoch, within).tokens_BS
 
-    def elapsed(self) -> float:
-        """Seconds spent on this run, by this process and those it resumes."""
-        return self.seconds_before + time.monotonic() - self.started
+    def read_clock(self) -> None:
+        """Set ``seconds``. All ranks get the mean of their clocks, so that they decay and stop at the same step."""
+        seconds = self.seconds_before + time.monotonic() - self.started
+        if self.dp.size > 1:
+            sum_of_clocks = self.dp.all_reduce(torch.tensor(seconds, dtype=torch.float64, device=self.device))
+            seconds = sum_of_clocks.item() / self.dp.size
+        self.seconds = seconds
 
     def progress_share(self) -> float:
         """How much of the run is done, 0 to 1: by steps, or by time where ``max_seconds`` is nearer."""
         share = self.step / self.config.total_steps
-        return max(share, self.elapsed() / self.config.max_seconds) if self.config.max_seconds else share
+        return max(share, self.seconds / self.config.max_seconds) if self.config.max_seconds else share
+
+    def is_time_up(self) -> bool:
+        """Whether this process has had its ``stop_at_seconds``."""
+        limit = self.config.stop_at_seconds
+        return limit is not None and self.seconds - self.seconds_before >= limit
 
     def learning_rate(self) -> float:
         config = self.config
@@ -174,59 +186,11 @@ class Trainer:
             min_ratio=config.min_lr_ratio,
         )
 
-    # ----------------------------------------------------------------------------------------------------- evaluation
-
-    @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Bits per byte by language, MTP loss (nats) and agreement, MaxVio by gate. Moves no bias.
-
-        Agreement is the share of positions where the first MTP module's greedy choice for token i + 2 is the main
-        model's own, made one position later and one token wiser: what greedy speculative decoding would accept.
-        """
-        bits: dict[str, float] = {}
-        load_GE = torch.zeros_like(self.router.load_GE)
-        mtp = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, agreements, targets
+        """Figures on the validation data; see ``dsv3.train.evaluate``. Moves no bias."""
         # Evaluation has batches of other sizes, which compiled code would be compiled for again.
         with torch.compiler.set_stance("force_eager") if self.config.compile == "all" else contextlib.nullcontext():
-            for language, validation in self.validation.items():
-                nats = torch.zeros((), dtype=torch.float64, device=self.device)
-                for batch, scored_BS in validation:
-                    with self.router.listen() as heard:
-                        scores = self._score(batch.tokens_BS)
-                    load_GE += self.router.load(heard, len(scored_BS))
-                    nll_BS, best_BS = scores[0]
-                    nats += (nll_BS * scored_BS).sum()
-                    for mtp_nll_BS, mtp_best_BS in scores[1:2]:
-                        scored = scored_BS[:, 1:]  # at i: token i + 2 is scored, the main model's target at i + 1
-                        agrees = mtp_best_BS[:, :-1] == best_BS[:, 1:]
-                        mtp_nats = (mtp_nll_BS[:, :-1] * scored).sum()
-                        mtp += torch.stack((mtp_nats, (agrees & scored).sum(), scored.sum()))
-                bits[language] = float(nats) / math.log(2) / validation.n_bytes
-        result: dict[str, Any] = {"bits_per_byte": bits}
-        if self.model.mtp:
-            nats_sum, agreements, targets = mtp.tolist()
-            result |= {"mtp_loss": nats_sum / targets, "mtp_agreement": agreements / targets}
-        return result | {"max_vio": self._max_vio(load_GE)}
-
-    def _score(self, tokens_BS: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(nll_BS in nats, best_BS) of the main model and of each MTP module, for rows (B, S + 1 + n_mtp_layers)."""
-        n_mtp = len(self.model.mtp)
-        results = []
-        for depth, x_BSD in enumerate(hidden_states(self.model, tokens_BS[:, :-1])):
-            nll_T, best_T = score_tokens(
-                x_BSD.flatten(0, 1),
-                self.model.head.weight,
-                shifted_targets(tokens_BS, depth, n_mtp),
-                chunk=self.config.loss_chunk,
-            )
-            results.append((nll_T.view(x_BSD.shape[:2]), best_T.view(x_BSD.shape[:2])))
-        return results
-
-    def _max_vio(self, load_GE: Tensor) -> dict[str, float]:
-        return {
-            name.removesuffix(".ffn.gate"): max_violation(load_E)
-            for name, load_E in zip(self.router.names, load_GE.cpu(), strict=True)
-        }
+            return evaluate(self.model, self.validation, self.router, chunk=self.config.loss_chunk)
 
     # --------------------------------------------------------------------------------------------------------- states
 
@@ -238,13 +202,13 @@ class Trainer:
             "model": self.model_config.to_dict(),
             "optimizer": self.optimizer.state_dict(),
             "biases": self._biases(),
-            "seconds": self.elapsed(),
+            "seconds": self.seconds,
             "data": self._data_identity,
             "rng": {"cpu": torch.get_rng_state()},
         }
         if self.device.type == "cuda":
             state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        return save_state(self.states, self.step, state, keep=self.config.keep)
+        return save_state(self.states, self.step, state, keep=self.config.keep, write=self.is_first)
 
     def load(self, path: Path) -> None:
         """Go on from a state. Raises CheckpointError that names what differs from this run's configuration and data."""
@@ -281,27 +245,29 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train until steps or time are used up, then evaluate and export; or until ``stop_at_seconds``, then save."""
         config = self.config
-        log = RunLog(self.log_path, after_step=self.step)
+        log = RunLog(self.log_path, after_step=self.step, write=self.is_first)
         self.started = time.monotonic()
-        meter = _Meter(config.batch_tokens, self.step)
-        with tqdm(total=config.total_steps, initial=self.step, unit="step", disable=not self.progress) as bar:
+        self.read_clock()
+        meter = Meter(config.batch_tokens, self.step)
+        quiet = not (self.progress and self.is_first)
+        with tqdm(total=config.total_steps, initial=self.step, unit="step", disable=quiet) as bar:
             while self.progress_share() < 1.0:
-                if config.stop_at_seconds and time.monotonic() - self.started >= config.stop_at_seconds:
+                if self.is_time_up():
                     return TrainResult(False, self.step, self.save(), tokens_per_second=meter.mean(self.step))
-                lr = self.learning_rate()
-                self.take_step()
+                lr = self.take_step()
                 bar.update()
                 if self.step % config.log_every == 0:
                     means = self._read_sums()
+                    self.read_clock()
                     speed = meter.lap(self.step)
                     log.write(
                         "train",
                         self.step,
                         **means,
                         lr=lr,
-                        max_vio=self._max_vio(self.load_GE),
+                        max_vio=max_violations(self.router.names, self.load_GE),
                         tokens_per_second=speed,
-                        seconds=self.elapsed(),
+                        seconds=self.seconds,
                     )
                     bar.set_postfix_str(f"loss {means['loss']:.3f}, MTP {means['mtp_loss']:.3f}, {speed:,.0f} tokens/s")
                 if self.step % config.eval_every == 0 or self.step % config.save_every == 0:
@@ -315,20 +281,22 @@ class Trainer:
         state = self.save()
         evaluation = self.evaluate()
         log.write("eval", self.step, final=True, **evaluation)
-        write_csv(self.log_path, self.log_path.with_suffix(".csv"))
-        return TrainResult(True, self.step, state, self.export(), evaluation, speed)
+        if self.is_first:
+            write_csv(self.log_path, self.log_path.with_suffix(".csv"))
+            self.export()
+        return TrainResult(True, self.step, state, self.export_dir, evaluation, speed)
 
-    def export(self) -> Path:
+    def export(self) -> None:
         """Write the model in Hugging Face layout, with the tokenizer's files where one is configured."""
         tokenizer = resolve(self.config.tokenizer) if self.config.tokenizer else None
         save_model(self.model, self.export_dir, dtype=self.config.export, tokenizer_dir=tokenizer, repeat_shared=False)
-        return self.export_dir
 
     def _read_sums(self) -> dict[str, float]:
-        """Means since the last call. Waits for the device."""
+        """Means over the steps since the last call. Waits for the device."""
         self.check_finite()
-        main, mtp, balance, norm = (self.sums / self.config.log_every).tolist()
+        main, mtp, balance, norm, steps = self.dp.all_reduce(self.sums).tolist()
         self.sums.zero_()
+        main, mtp, balance, norm = (total / steps for total in (main, mtp, balance, norm))
         return {"loss": main, "mtp_loss": mtp, "balance_loss": balance, "grad_norm": norm}
 
     def _open_data(self) -> tuple[PackedDataset, dict[str, ValidationSet]]:
@@ -360,32 +328,6 @@ class Trainer:
         return data, validation
 
 
-class _Meter:
-    """Tokens per second of training alone: pauses for evaluation and saving are left out."""
-
-    def __init__(self, tokens_per_step: int, step: int) -> None:
-        self.tokens_per_step = tokens_per_step
-        self.first = self.last = step
-        self.start = self.lap_start = time.monotonic()
-
-    def lap(self, step: int) -> float:
-        now = time.monotonic()
-        speed = (step - self.last) * self.tokens_per_step / max(now - self.lap_start, 1e-9)
-        self.last, self.lap_start = step, now
-        return speed
-
-    def mean(self, step: int) -> float:
-        return (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.start, 1e-9)
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        spent = time.monotonic() - begin
-        self.start += spent
-        self.lap_start += spent
-
-
 def _first_documents(store: TokenStore, n: int | None) -> TokenStore:
     """The store with only the first ``n`` documents of each language; all of them for None."""
     if n is None:
@@ -407,9 +349,12 @@ def compile_blocks(model: Transformer) -> None:
                 part.compile(dynamic=False)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, rank: int) -> torch.device:
     """The device of that name; None: the GPU where there is one. Raises ConfigError if it is not there."""
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu")
+    if device.type == "cuda" and name in (None, "cuda"):
+        device = torch.device("cuda", rank % torch.cuda.device_count())  # neighbouring ranks share a host
+        torch.cuda.set_device(device)
     return device

@@ -1,20 +1,20 @@
 """The loop as a whole, on a CPU: it learns, it balances, it can be cut anywhere, and it says what is wrong."""
 
-import argparse
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from dsv3.cli import main
-from dsv3.config import TrainConfig
 from dsv3.errors import CheckpointError, ConfigError
-from dsv3.train import add_arguments, train
+from dsv3.train import train
 from dsv3.train.checkpoint import load_state, state_paths
-from dsv3.train.command import config_from
 from dsv3.train.corpus import TokenStore
 from dsv3.train.log import read_log
 from dsv3.train.trainer import DivergenceError, Trainer
@@ -41,15 +41,6 @@ def test_thirty_steps_bring_the_loss_down_and_leave_a_model_that_loads(micro_run
     trained.load(result.state)
     tokens_BS = torch.randint(64, (1, 8))
     torch.testing.assert_close(exported(tokens_BS), trained.model(tokens_BS))
-
-
-def test_bits_per_byte_is_that_of_the_text(micro_run):
-    trainer = Trainer(micro_run(), progress=False)
-    torch.nn.init.zeros_(trainer.model.head.weight)  # every token then costs ln 64 nats, 6 bits
-    bits = trainer.evaluate()["bits_per_byte"]
-    for language, validation in trainer.validation.items():
-        n_targets = sum(int(scored_BS.sum()) for _, scored_BS in validation)
-        assert bits[language] == pytest.approx(6 * n_targets / validation.n_bytes, rel=1e-5)
 
 
 @pytest.mark.parametrize(("n", "documents"), [(None, 6), (2, 2), (99, 6)])
@@ -200,6 +191,44 @@ def test_a_gpu_in_bf16_learns_what_a_cpu_in_fp32_learns(micro_run, tmp_path):
     assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=0.1)
 
 
+@pytest.mark.dist
+def test_two_ranks_end_where_one_with_twice_the_micro_batches_does(micro_run, tmp_path):
+    config = micro_run(total_steps=5, log_every=1, eval_every=2)  # two micro-batches a step
+    alone = load_state(train(config, progress=False).state)
+
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps(config.to_dict() | {"out": str(tmp_path / "pair")}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dsv3.train", "--config", str(preset), "--max-seconds", "1000"]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=os.environ | variables | {"RANK": str(r), "LOCAL_RANK": str(r)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert "bits per byte" in errors[0]
+    assert "bits per byte" not in errors[1]
+
+    pair = load_state(tmp_path / "pair" / "states" / "step-00000005.pt")
+    for name, master in alone["optimizer"]["masters"].items():
+        torch.testing.assert_close(pair["optimizer"]["masters"][name], master, rtol=1e-3, atol=1e-4)
+    for name, bias in alone["biases"].items():
+        torch.testing.assert_close(pair["biases"][name], bias)
+    logs = [read_log(Path(out) / "log.jsonl") for out in (config.out, tmp_path / "pair")]
+    for one, two in zip(*logs, strict=True):
+        assert one["step"] == two["step"]
+        if one["kind"] == "train":
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_compiled_and_eager_steps_agree(micro_run, tmp_path):
     config = micro_run(total_steps=2)
@@ -212,33 +241,3 @@ def test_compiled_and_eager_steps_agree(micro_run, tmp_path):
             trainer.take_step()
         sums.append(trainer.sums)
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-4)
-
-
-def test_the_command_trains_and_reports_on_stderr(micro_run, tmp_path, capsys):
-    preset = tmp_path / "preset.json"
-    preset.write_text(json.dumps(micro_run(total_steps=2).to_dict()))
-    arguments = ["train", "--config", str(preset), "--out", str(tmp_path / "cli"), "--quiet"]
-    assert main([*arguments, "--stop-at-seconds", "1e-9"]) == 0
-    assert "go on with --resume" in capsys.readouterr().err
-    assert main([*arguments, "--resume"]) == 0
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert "bits per byte: low" in output.err
-    assert load_model(tmp_path / "cli" / "model").config.vocab_size == 64
-    assert main(arguments) == 1
-    assert "holds a run" in capsys.readouterr().err
-
-
-def test_flags_override_the_preset(tmp_path):
-    preset = tmp_path / "preset.json"
-    preset.write_text(json.dumps({"model": "shape.json", "lr": 0.5, "total_steps": 7}))
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    args = parser.parse_args(
-        f"--config {preset} --lr 0.25 --compile loss --moments bf16 --max-seconds 9 --resume".split()
-    )
-    expected = TrainConfig(
-        model=str(tmp_path / "shape.json"), lr=0.25, total_steps=7, compile="loss", moments="bf16", max_seconds=9.0
-    )
-    assert config_from(args) == expected
-    assert args.resume
