@@ -226,12 +226,12 @@ def test_what_cannot_be_is_said_before_loading(checkpoint: Path, monkeypatch: py
 
 
 def test_building_an_llm_readies_the_model(model: Transformer) -> None:
-    """A model in training mode, with weights changed since it was prepared, answers by its present weights."""
+    """A model in training mode, with weights replaced since it was prepared, answers by its present weights."""
     fresh = copy.deepcopy(model).prepare()
     with torch.no_grad():
         for name, parameter in fresh.named_parameters():
             if name.endswith("wkv_b.weight"):
-                parameter.mul_(-1.5)
+                parameter.data = parameter.data * -1.5  # new memory: the prepared views look at the old
     fresh.train()
     (out,) = LLM.from_model(fresh).generate([[1, 2, 3]], SamplingParams(max_tokens=5))
     assert not fresh.training
