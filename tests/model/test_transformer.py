@@ -460,7 +460,7 @@ def test_gradients_of_gpu_and_cpu(small_config: SmallConfig) -> None:
         h_BSD = model.hidden(tokens)
         draft = model.predict_next(0, h_BSD[:, :-1], tokens[:, 1:])
         (model.logits(h_BSD).logsumexp(-1).mean() + model.logits(draft).logsumexp(-1).mean()).backward()
-        return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        return {name: p.grad.to("cpu", copy=True) for name, p in model.named_parameters() if p.grad is not None}
 
     on_cpu = gradients()
     model.cuda()
