@@ -183,3 +183,18 @@ def test_a_model_without_mtp_cannot_speculate(model: Transformer) -> None:
     config = dataclasses.replace(model.config, n_mtp_layers=0)
     with pytest.raises(ConfigError, match="no MTP module"):
         LLM.from_model(Transformer(config, dtype=torch.float32), speculative=1)
+
+
+def test_the_embedded_models_own_drafts() -> None:
+    """A trained MTP module is right more often than not, and still decides nothing."""
+    prompts = ["Once upon a time", "Había una vez", "从前有一个"]
+    greedy, sampled = SamplingParams(max_tokens=48), SamplingParams(max_tokens=48, temperature=0.8, top_p=0.95, seed=1)
+    plain, drafting = LLM("tiny", device="cpu"), LLM("tiny", device="cpu", speculative=1)
+    expected = plain.generate(prompts, greedy)
+    assert ids(drafting.generate(prompts, greedy)) == ids(expected)
+    assert drafting.stats.acceptance > 0.4
+    assert drafting.stats.steps < 0.8 * plain.stats.steps
+    assert ids(drafting.generate(prompts, sampled)) == ids(plain.generate(prompts, sampled))
+    text = expected[0].text
+    assert text is not None
+    assert len(text.split()) > 20, "English text has words"
