@@ -92,7 +92,7 @@ def test_an_input_file_is_answered_in_its_order(generate, tmp_path: Path) -> Non
     file = tmp_path / "prompts.txt"
     file.write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
     result = generate("--input-file", file, "--max-batch-size", 4, "--json")
-    records = [json.loads(line) for line in result.out.splitlines()]
+    records = [json.loads(line) for line in result.out.removesuffix("\n").split("\n")]
     assert [record["prompt"] for record in records] == prompts
     assert "generating" in result.err
     assert [record["text"] + "\n" for record in records[:2]] == [generate(prompt).out for prompt in prompts[:2]]
