@@ -2,19 +2,18 @@
 
     python docs/figures/token_path.py
 
-A vector file of plain shapes and text, so that a code host shows it and a diff of it can be read. Tensors have the
-colours they have in every figure. tests/test_docs.py holds that the files are what this script writes.
+A vector file of plain shapes and text, so that a code host shows it and a diff of it can be read. tests/docs
+holds that the files are what this script writes.
 """
 
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from dsv3.viz.theme import TENSOR_COLOURS
-
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 880, 760
 INK, FAINT, PAPER, PANEL, LINE = "#1f2430", "#5d6675", "#ffffff", "#f4f5f8", "#9aa3b2"
-LATENT, ROPE, QUERY, EXPERTS = (TENSOR_COLOURS[name] for name in ("c_kv", "k_pe", "q", "experts"))
+# One colour a tensor, whatever the picture: c_kv, k_pe, q, experts.
+LATENT, ROPE, QUERY, EXPERTS = "#b35806", "#e0a030", "#5b4b9a", "#2b7a8c"
 SANS = "system-ui, 'Segoe UI', 'Noto Sans', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', sans-serif"
 MONO = "ui-monospace, 'SFMono-Regular', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 

@@ -15,9 +15,6 @@ TRANSLATED = {
 }
 PAGES = [*(page for pages in TRANSLATED.values() for page in pages), "docs/architecture.md", "resumen.md"]
 
-EMBEDDED = (ROOT / "dsv3/assets/tiny/model.safetensors").is_file()
-"""Whether this tree holds the embedded checkpoint, which examples of the pages run."""
-
 
 @cache
 def parse(page: str) -> list[Token]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsv3.cli import COMMANDS, _parser
-from tests.docs.markdown import EMBEDDED, PAGES, ROOT, code_spans, fences
+from tests.docs.markdown import PAGES, ROOT, code_spans, fences
 
 SHELL_LINES = [line for block in fences("README.md", "bash") for line in block.splitlines()]
 DSV3_LINES = [line for line in SHELL_LINES if "dsv3 " in line and not line.startswith(".venv")]
@@ -40,8 +40,6 @@ def test_readme_commands_have_valid_arguments(line: str) -> None:
 @pytest.mark.parametrize("line", RUNNABLE)
 def test_readme_commands_run(line: str, tmp_path: Path) -> None:
     if "generate" in line:
-        if not EMBEDDED:
-            pytest.skip("the embedded checkpoint is not in this tree")
         line += " --max-new-tokens 4"
     assert run(line.replace("dsv3 ", f"{shlex.quote(sys.executable)} -m dsv3 ", 1), tmp_path).strip()
 
@@ -51,8 +49,6 @@ def test_python_examples_run(page: str) -> None:
     blocks = fences(page, "python")
     assert blocks
     for block in blocks:
-        if '"tiny"' in block and not EMBEDDED:
-            pytest.skip("the embedded checkpoint is not in this tree")
         run([sys.executable, "-W", "error", "-c", block], ROOT)
 
 
