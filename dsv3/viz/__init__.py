@@ -6,5 +6,6 @@ global figure list and no display are involved, and a figure is freed like any o
 
 from dsv3.viz.routing import describe_expert_load, draw_expert_load
 from dsv3.viz.theme import save
+from dsv3.viz.training import describe_training, draw_training
 
-__all__ = ["describe_expert_load", "draw_expert_load", "save"]
+__all__ = ["describe_expert_load", "describe_training", "draw_expert_load", "draw_training", "save"]
