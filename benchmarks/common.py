@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,7 +60,7 @@ class Row:
     versions: dict[str, str]
     commit: str
     date: str
-    notes: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Setting:
         peer: str | None = None,
         peer_samples: Samples | None = None,
         limit: float | None = None,
-        notes: dict[str, object] | None = None,
+        notes: dict[str, Any] | None = None,
     ) -> Row:
         ratio = None
         if peer_samples is not None:
@@ -124,9 +124,10 @@ def table(rows: Sequence[Row]) -> str:
     cells = [["case", "unit", "dsv3", "peer", "ratio", "share of the limit"]]
     for row in rows:
         peer = f"{row.peer} {row.peer_value:,.4g} ± {row.peer_spread:.0%}" if row.peer_value is not None else "–"
+        accepted = f" ({row.notes['acceptance']:.0%} of drafts accepted)" if "acceptance" in row.notes else ""
         cells.append(
             [
-                row.case,
+                row.case + accepted,
                 row.unit + (" (less is better)" if row.better == "lower" else ""),
                 f"{row.ours:,.4g} ± {row.ours_spread:.0%}",
                 peer,

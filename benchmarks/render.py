@@ -60,10 +60,15 @@ def render(page: str, results: Mapping[str, Sequence[Sequence[Row]]]) -> str:
 
 
 def section(rows: Sequence[Row]) -> str:
-    """Where and when the rows were measured, and their table."""
+    """Where and when the rows were measured, their table, and how far both sides agreed before it was measured."""
     first = rows[0]
     versions = ", ".join(f"{package} {number}" for package, number in first.versions.items())
-    return f"{first.device}; {versions}; commit {first.commit}, {first.date}\n\n{table(rows)}\n"
+    agreed = {row.notes["batch"]: row.notes for row in rows if "equal_sequences" in row.notes}.values()
+    agreement = ""
+    if agreed:
+        equal, compared = (sum(notes[key] for notes in agreed) for key in ("equal_sequences", "sequences"))
+        agreement = f"\n{equal} of {compared} generated sequences equal the peer's token by token.\n"
+    return f"{first.device}; {versions}; commit {first.commit}, {first.date}\n\n{table(rows)}\n{agreement}"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,17 @@ def test_page_is_filled_between_the_markers_only(common, render, setting) -> Non
     assert render.NOT_MEASURED in render.render(new, {})
 
 
+def test_agreement_and_acceptance_are_shown(common, render, setting) -> None:
+    notes = {"batch": 8, "equal_sequences": 7, "sequences": 8}
+    rows = [
+        setting.row("decode", common.Samples.of([2.0]), "tokens/s", "higher", notes=notes),
+        setting.row("with MTP", common.Samples.of([3.0]), "tokens/s", "higher", notes=notes | {"acceptance": 0.625}),
+    ]
+    text = render.section(rows)
+    assert "7 of 8 generated sequences equal" in text, "rows of one batch count once"
+    assert "with MTP (62% of drafts accepted)" in text
+
+
 def test_a_result_without_a_marker_is_an_error(render, setting, common) -> None:
     rows = [setting.row("x", common.Samples.of([1.0]), "s", "lower")]
     with pytest.raises(ValueError, match="no marker for hidden"):
