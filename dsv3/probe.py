@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from dsv3.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -20,15 +22,16 @@ Listener = Callable[[str, "Tensor"], None]
 
 
 class Tap:
-    """One layer's outlet. Holds the listeners of this layer only, so two models never hear each other."""
+    """One layer's outlet for the tensors it names. Listeners are this layer's own: two models never hear each other."""
 
-    __slots__ = ("listeners",)
+    __slots__ = ("listeners", "names")
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
+        self.names = names
         self.listeners: tuple[Listener, ...] = ()
 
-    def __reduce__(self) -> tuple[type["Tap"], tuple[()]]:
-        return Tap, ()  # who listens to a model does not listen to its copies, and is not pickled with it
+    def __reduce__(self) -> tuple[type["Tap"], tuple[str, ...]]:
+        return Tap, self.names  # who listens to a model does not listen to its copies, and is not pickled with it
 
     def __call__(self, name: str, tensor: "Tensor") -> None:
         if self.listeners:
@@ -56,6 +59,9 @@ def capture(model: "nn.Module", *patterns: str, detach: bool = True) -> Iterator
     Yields:
         A dict from full name to the list of recorded tensors, in order of execution. The tensors are not copied: clone
         those that are written later (cache pages, buffers).
+
+    Raises:
+        ConfigError: no tensor has such a name.
     """
     records: dict[str, list[Tensor]] = {}
 
@@ -64,15 +70,23 @@ def capture(model: "nn.Module", *patterns: str, detach: bool = True) -> Iterator
             name == p or name.endswith("." + p) or fnmatchcase(name, p) or fnmatchcase(name, "*." + p) for p in patterns
         )
 
-    def listener_for(path: str) -> Listener:
+    def listener_for(keys: dict[str, str]) -> Listener:
         def listen(name: str, tensor: "Tensor") -> None:
-            full_name = f"{path}.{name}" if path else name
-            if wanted(full_name):
-                records.setdefault(full_name, []).append(tensor.detach() if detach else tensor)
+            if name in keys:
+                records.setdefault(keys[name], []).append(tensor.detach() if detach else tensor)
 
         return listen
 
-    attached = [(tap, listener_for(path)) for path, tap in taps(model)]
+    attached: list[tuple[Tap, Listener]] = []
+    known: dict[str, None] = {}  # in order, and once: the names without their layers
+    for path, tap in taps(model):
+        full_names = {name: f"{path}.{name}" if path else name for name in tap.names}
+        known.update(dict.fromkeys(tap.names))
+        keys = {name: full_name for name, full_name in full_names.items() if wanted(full_name)}
+        if keys:
+            attached.append((tap, listener_for(keys)))
+    if not attached:
+        raise ConfigError(f"no tensor of this model is called {' or '.join(patterns)}; there are {', '.join(known)}")
     for tap, listener in attached:
         tap.listeners += (listener,)
     try:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from dsv3.errors import ConfigError
 from dsv3.model.transformer import Transformer
 from dsv3.probe import Tap, capture, taps
 from tests.conftest import SmallConfig
@@ -18,6 +19,13 @@ TOKENS = torch.arange(6).view(1, 6)
 @pytest.fixture
 def model(small_config: SmallConfig) -> Transformer:
     return make_model(small_config("v3"))
+
+
+@pytest.mark.parametrize("pattern", ["scores", "ate.scores_TE"])  # a suffix begins at a dot
+def test_a_name_that_nothing_has(model: Transformer, pattern: str) -> None:
+    with pytest.raises(ConfigError, match=f"called {pattern}; there are .*scores_TE"), capture(model, pattern):
+        pass
+    assert listeners(model) == 0
 
 
 def listeners(model: nn.Module) -> int:
@@ -32,8 +40,6 @@ def listeners(model: nn.Module) -> int:
         (["layers.[0-1].h"], {"layers.0.h", "layers.1.h"}),
         (["layers.2.attn.*_pe", "layers.0.h"], {"layers.2.attn.q_pe", "layers.2.attn.k_pe", "layers.0.h"}),
         (["2.ffn.routed*"], {"layers.2.ffn.routed_TD"}),
-        (["scores"], set()),  # a suffix begins at a dot
-        (["ate.scores_TE"], set()),
     ],
 )
 def test_patterns(model: Transformer, patterns: list[str], expected: set[str]) -> None:
@@ -134,7 +140,7 @@ def test_a_silent_tap_does_not_touch_the_tensor() -> None:
         def __getattribute__(self, name: str) -> object:
             raise AssertionError(f"the tensor's {name} was read")
 
-    Tap()("anything", Untouchable())  # type: ignore[arg-type]
+    Tap("anything")("anything", Untouchable())  # type: ignore[arg-type]
 
 
 def test_a_module_without_a_name_records_bare_names(model: Transformer) -> None:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from dsv3.engine.batch import Batch
 from dsv3.layers.cache import AttnContext, LatentCache
+from dsv3.model.lean import LeanStep
 from dsv3.model.transformer import Transformer
 
 
@@ -13,17 +14,22 @@ class Runner:
     def __init__(self, model: Transformer, cache: LatentCache) -> None:
         self.model = model
         self.cache = cache
+        self.lean = LeanStep(model) if LeanStep.supports(model) else None
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states h_TD of every fed token, and FP32 logits_MV of the batch's ``logit_rows``."""
-        h_TD = self.model.hidden(batch.tokens_T, batch.ctx)
+        h_TD = self._way(batch.ctx).hidden(batch.tokens_T, batch.ctx)
         rows = batch.logit_rows
         return h_TD, self.model.logits(h_TD if rows is None else h_TD.index_select(0, rows))
 
     def draft(self, h_TD: Tensor, next_tokens_T: Tensor, ctx: AttnContext) -> Tensor:
         """The first MTP module over positions i, with h_i and token i + 1; it writes its own layer of the cache."""
-        return self.model.predict_next(0, h_TD, next_tokens_T, ctx)
+        return self._way(ctx).predict_next(0, h_TD, next_tokens_T, ctx)
 
     def logits(self, h_MD: Tensor) -> Tensor:
         """The shared head on rows of what ``draft`` returned."""
         return self.model.logits(h_MD)
+
+    def _way(self, ctx: AttnContext) -> Transformer | LeanStep:
+        """The shorter way to the same numbers where it fits the step."""
+        return self.lean if self.lean is not None and self.lean.fits(ctx) else self.model

@@ -27,7 +27,7 @@ class Gate(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.tap = Tap()
+        self.tap = Tap("logits_TE", "scores_TE", "weights_TK", "indices_TK")
         self.top_k = config.n_activated_experts
         self.n_groups, self.n_limited = config.n_expert_groups, config.n_limited_groups
         self.sigmoid = config.score_func == "sigmoid"

@@ -36,7 +36,7 @@ class MLA(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
         super().__init__()
-        self.tap = Tap()
+        self.tap = Tap("q_nope", "q_pe", "c_kv", "k_pe", "probs_BSHL")
         self.layer = layer
         self.H = parallel.tp.split(config.n_heads, "n_heads")
         self.C, self.N, self.R, self.P = (

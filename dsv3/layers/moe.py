@@ -72,7 +72,7 @@ class MoE(nn.Module):
                 f"expert parallelism over {parallel.ep.size} ranks needs a dispatcher that sends rows between them; "
                 "only the local one exists: use an ep group of size 1"
             )
-        self.tap = Tap()
+        self.tap = Tap("routed_TD", "shared_TD")
         self.gate = Gate(config)
         self.experts = Experts(
             config.n_routed_experts,

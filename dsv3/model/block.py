@@ -18,7 +18,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
         super().__init__()
-        self.tap = Tap()
+        self.tap = Tap("h")
         act = act_dtype(dtype)
         self.attn_norm = RMSNorm(config.dim, config.norm_eps, dtype=act)
         self.attn = MLA(config, layer, dtype=dtype, parallel=parallel)

@@ -1,0 +1,274 @@
+"""The decoding step once more, for few tokens on a CPU: the same equations in as few operations as they allow.
+
+A step of one token through the embedded model multiplies 7 million weights: less than a millisecond of arithmetic. But
+it takes 2,500 calls into torch to say so layer by layer, a microsecond each, and the saying costs more than the doing.
+Here a step is one flat function over tensors that were looked up once: matrices that multiply the same input lie side
+by side and are one product, scale and mask ride along in the product of the scores, each residual is added by the
+product that ends its branch, and no module is called. What is computed is what ``Transformer`` computes, up to FP32
+rounding; tests hold the two equal. To understand the model read ``layers`` instead.
+
+Nothing is copied: every tensor in the plan is a view of a living parameter, so weights changed in place are seen.
+"""
+
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsv3.layers.basic import MLP, RMSNorm
+from dsv3.layers.cache import AttnContext, SequenceGroup
+from dsv3.layers.gate import Gate
+from dsv3.layers.linear import Linear
+from dsv3.layers.mla import MLA
+from dsv3.layers.moe import MoE
+from dsv3.layers.rope import rotations
+from dsv3.model.block import Block
+from dsv3.model.mtp import MTP
+from dsv3.model.transformer import Transformer
+from dsv3.probe import Tap, taps
+
+MAX_TOKENS = 64
+"""Steps with more tokens than this compute longer than they dispatch, and take the ordinary way."""
+
+
+class _Norm(NamedTuple):
+    """RMSNorm as x * (sqrt(D) / hypot(|x|, sqrt(D eps))) * weight: a norm that torch computes in one operation."""
+
+    weight_D: Tensor
+    root: Tensor
+    floor: Tensor
+
+
+class _FFN(NamedTuple):
+    """SwiGLU with w1 and w3 as one matrix: w13 (D, 2F), w2 (F, D)."""
+
+    w13: Tensor
+    w2: Tensor
+
+
+class _Block(NamedTuple):
+    """One block's tensors. w_in (D, Q+C+R) makes latents and rope key, or whole queries in place of Q where they are
+    not compressed (then q_norm and wq_b are None). dense is the MLP or the shared experts."""
+
+    layer: int
+    widths: tuple[int, int, int]
+    heads: tuple[int, int, int]
+    scale: float
+    attn_norm: _Norm
+    w_in: Tensor
+    q_norm: _Norm | None
+    wq_b: Tensor | None
+    kv_norm: _Norm
+    w_uk_HNC: Tensor
+    w_uv_HCP: Tensor
+    wo: Tensor
+    ffn_norm: _Norm
+    dense: _FFN | None
+    gate: Gate | None
+    experts: tuple[_FFN, ...]
+
+
+class _MTP(NamedTuple):
+    """What a multi-token prediction module has around its block; eh_proj is (2D, D)."""
+
+    enorm: _Norm
+    hnorm: _Norm
+    eh_proj: Tensor
+    block: _Block
+    norm: _Norm
+
+
+class LeanStep:
+    """Runs the new tokens of a paged batch through ``model``. Build it after the weights are in place.
+
+    ``fits`` says whether a step may come here; where it says no, ``Transformer`` does the work.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self.blocks = [_plan(block) for block in model.layers if isinstance(block, Block)]
+        self.mtp = [_plan_mtp(module) for module in model.mtp if isinstance(module, MTP)]
+        self.norm = _norm(model.norm)
+        # The gates are called as they are, so whoever listens to them only (expert load) is heard here too.
+        gates = {id(module.tap) for module in model.modules() if isinstance(module, Gate)}
+        self.taps: list[Tap] = [tap for _, tap in taps(model) if id(tap) not in gates]
+        self.expand_above = min(
+            (module.expand_above for module in model.modules() if isinstance(module, MLA)), default=0.0
+        )
+        self.address = model.embed.weight.data_ptr()
+
+    @staticmethod
+    def supports(model: Transformer) -> bool:
+        """A whole Transformer (no stand-in, not cut over ranks) with FP32 weights on a CPU."""
+        if not isinstance(model, Transformer):
+            return False
+        weight, config = model.embed.weight, model.config
+        plain = model.dtype == torch.float32 and weight.device.type == "cpu"
+        # Rotation reads pairs as complex numbers, so the rope key must begin at an even column.
+        return plain and weight.shape[0] == config.vocab_size and config.q_lora_rank % 2 == 0
+
+    def fits(self, ctx: AttnContext) -> bool:
+        """Few tokens, all attended to in the absorbed form, the weights still where they were, and nobody listening
+        to anything but the gates."""
+        return (
+            len(ctx.positions_T) <= MAX_TOKENS
+            and max(ctx.q_lens) <= self.expand_above
+            and self.model.embed.weight.data_ptr() == self.address
+            and not any(tap.listeners for tap in self.taps)
+        )
+
+    def hidden(self, tokens_T: Tensor, ctx: AttnContext) -> Tensor:
+        """As ``Transformer.hidden``: (T,) -> (T, D)."""
+        return _norm_of(self._blocks(self.blocks, F.embedding(tokens_T, self.model.embed.weight), ctx), self.norm)
+
+    def predict_next(self, k: int, h_TD: Tensor, next_tokens_T: Tensor, ctx: AttnContext) -> Tensor:
+        """As ``Transformer.predict_next``: module k on h (T, D) and the next tokens (T,) -> (T, D)."""
+        mtp = self.mtp[k]
+        embedded_TD = _norm_of(F.embedding(next_tokens_T, self.model.embed.weight), mtp.enorm)
+        x_TD = torch.cat((embedded_TD, _norm_of(h_TD, mtp.hnorm)), 1) @ mtp.eh_proj
+        return _norm_of(self._blocks([mtp.block], x_TD, ctx), mtp.norm)
+
+    def _blocks(self, blocks: list[_Block], h_TD: Tensor, ctx: AttnContext) -> Tensor:
+        turns_Tr = rotations(ctx.positions_T, self.model.inv_freq)
+        turns_T1r = turns_Tr.unsqueeze(1)
+        H = blocks[0].heads[0]
+        masks = [_mask(group, H) for group in ctx.groups]
+        for block in blocks:
+            h_TD = _attend(block, h_TD, turns_Tr, turns_T1r, ctx, masks)
+            x_TD = _norm_of(h_TD, block.ffn_norm)
+            if block.dense is not None:
+                h_TD = _feed(block.dense, x_TD, h_TD)
+            if block.gate is not None:
+                h_TD = _route(block.experts, x_TD, h_TD, *block.gate.forward(x_TD))
+        return h_TD
+
+
+def _attend(
+    block: _Block, h_TD: Tensor, turns_Tr: Tensor, turns_T1r: Tensor, ctx: AttnContext, masks: list[Tensor]
+) -> Tensor:
+    """h + attention(norm(h)), absorbed (see ``layers.mla``)."""
+    H, N, R = block.heads
+    C = block.widths[1]
+    q, c_kv_TC, k_pe_TR = torch.split_with_sizes(_norm_of(h_TD, block.attn_norm) @ block.w_in, block.widths, 1)
+    if block.q_norm is not None and block.wq_b is not None:
+        q = _norm_of(q, block.q_norm) @ block.wq_b
+    q_nope_THN, q_pe_THR = torch.split_with_sizes(q.unflatten(1, (H, N + R)), (N, R), 2)
+    q_pe_THR = (q_pe_THR.view(torch.complex64) * turns_T1r).view(torch.float32)
+    k_pe_TR = (k_pe_TR.view(torch.complex64) * turns_Tr).view(torch.float32)
+    ctx.cache.write(block.layer, ctx.slots_T, _norm_of(c_kv_TC, block.kv_norm), k_pe_TR)
+    q_THc = torch.cat((torch.bmm(q_nope_THN.transpose(0, 1), block.w_uk_HNC).transpose(0, 1), q_pe_THR), 2)
+    parts: list[Tensor] = []
+    for group, mask in zip(ctx.groups, masks):
+        latent_BLc = ctx.cache.read(block.layer, group.slots)
+        q_BXc = q_THc[group.rows].view(group.B, group.S * H, -1)  # X = S * H
+        scores_BXL = torch.baddbmm(mask, q_BXc, latent_BLc.transpose(1, 2), alpha=block.scale)
+        o_BXC = torch.bmm(scores_BXL.softmax(2), latent_BLc.narrow(2, 0, C))
+        parts.append(o_BXC.view(-1, H, C))
+    o_THC = parts[0] if len(parts) == 1 else torch.cat(parts)
+    o_HTP = torch.bmm(o_THC.transpose(0, 1), block.w_uv_HCP)
+    return torch.addmm(h_TD, o_HTP.transpose(0, 1).flatten(1), block.wo)
+
+
+def _mask(group: SequenceGroup, H: int) -> Tensor:
+    """What is added to scores (B, S * H, L): the group's mask, each query's row repeated for its heads, or one zero."""
+    if group.mask_BSL is None:
+        return torch.zeros(1, 1, 1)
+    return group.mask_BSL if group.S == 1 else group.mask_BSL.repeat_interleave(H, dim=1)
+
+
+def _feed(ffn: _FFN, x_TD: Tensor, h_TD: Tensor) -> Tensor:
+    """h + w2(silu(w1 x) * w3 x)."""
+    return torch.addmm(h_TD, _swiglu(x_TD @ ffn.w13), ffn.w2)
+
+
+def _route(experts: tuple[_FFN, ...], x_TD: Tensor, h_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
+    """h + the weighted results of each token's experts: every expert with work multiplies all its rows at once."""
+    chosen: list[list[int]] = indices_TK.tolist()
+    if len(chosen) == 1:
+        act_KF = _swiglu(torch.cat([x_TD @ experts[e].w13 for e in chosen[0]])) * weights_TK.view(-1, 1)
+        for e, act_1F in zip(chosen[0], torch.split_with_sizes(act_KF, [1] * len(chosen[0]))):
+            h_TD = torch.addmm(h_TD, act_1F, experts[e].w2)
+        return h_TD
+    K = len(chosen[0])
+    rows_of: dict[int, list[int]] = {}
+    for row, e in enumerate(chain.from_iterable(chosen)):
+        rows_of.setdefault(e, []).append(row)
+    sizes = [len(rows) for rows in rows_of.values()]
+    row_M = torch.tensor(list(chain.from_iterable(rows_of.values())))
+    token_M = row_M // K
+    x_parts = torch.split_with_sizes(x_TD.index_select(0, token_M), sizes)
+    act_MF = _swiglu(torch.cat([x @ experts[e].w13 for e, x in zip(rows_of, x_parts)]))
+    act_MF *= weights_TK.view(-1, 1).index_select(0, row_M)
+    act_parts = torch.split_with_sizes(act_MF, sizes)
+    y_MD = torch.cat([act @ experts[e].w2 for e, act in zip(rows_of, act_parts)])
+    return h_TD.index_add(0, token_M, y_MD)
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, 1)
+    return F.silu(gate) * up
+
+
+def _norm_of(x: Tensor, norm: _Norm) -> Tensor:
+    length = torch.linalg.vector_norm(x, 2, -1, True)
+    return x * (norm.root / torch.hypot(length, norm.floor)) * norm.weight_D
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _plan(block: Block) -> _Block:
+    attn, ffn = block.attn, block.ffn
+    w_uk_HNC, w_uv_HCP = attn.prepare()
+    q_in = attn.wq if attn.wq is not None else attn.wq_a
+    dense, gate, experts = ffn, None, ()
+    if isinstance(ffn, MoE):
+        dense, gate = ffn.shared_experts, ffn.gate
+        w13_EDF = ffn.experts.w13.detach().flatten(1, 2).transpose(1, 2)
+        w2_EFD = ffn.experts.w2.detach().transpose(1, 2)
+        experts = tuple(_FFN(w13, w2) for w13, w2 in zip(w13_EDF.unbind(), w2_EFD.unbind()))
+    assert dense is None or isinstance(dense, MLP)
+    return _Block(
+        layer=attn.layer,
+        widths=(q_in.out_features, attn.C, attn.R),
+        heads=(attn.H, attn.N, attn.R),
+        scale=attn.softmax_scale,
+        attn_norm=_norm(block.attn_norm),
+        w_in=_side_by_side(q_in, attn.wkv_a),
+        q_norm=_norm(attn.q_norm) if attn.wq is None else None,
+        wq_b=attn.wq_b.weight.detach().t() if attn.wq is None else None,
+        kv_norm=_norm(attn.kv_norm),
+        w_uk_HNC=w_uk_HNC,
+        w_uv_HCP=w_uv_HCP,
+        wo=attn.wo.weight.detach().t(),
+        ffn_norm=_norm(block.ffn_norm),
+        dense=None if dense is None else _FFN(_side_by_side(dense.w1, dense.w3), dense.w2.weight.detach().t()),
+        gate=gate,
+        experts=experts,
+    )
+
+
+def _plan_mtp(module: MTP) -> _MTP:
+    return _MTP(
+        enorm=_norm(module.enorm),
+        hnorm=_norm(module.hnorm),
+        eh_proj=module.eh_proj.weight.detach().t(),
+        block=_plan(module),
+        norm=_norm(module.shared_head.norm),
+    )
+
+
+def _norm(norm: RMSNorm) -> _Norm:
+    size = float(norm.weight.numel())
+    return _Norm(norm.weight.detach(), torch.tensor(size**0.5), torch.tensor((size * norm.eps) ** 0.5))
+
+
+@torch.no_grad()
+def _side_by_side(first: Linear, second: Linear) -> Tensor:
+    """Move two weights into one storage, the second's rows behind the first's, and return both, transposed."""
+    n = first.out_features
+    joined = torch.cat((first.weight, second.weight))
+    first.weight.data, second.weight.data = joined[:n], joined[n:]
+    return joined.t()
