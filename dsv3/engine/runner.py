@@ -20,14 +20,16 @@ class Runner:
         """Hidden states h_TD of every fed token, and FP32 logits_MV of the batch's ``logit_rows``."""
         h_TD = self._way(batch.ctx).hidden(batch.tokens_T, batch.ctx)
         rows = batch.logit_rows
-        return h_TD, self.model.logits(h_TD if rows is None else h_TD.index_select(0, rows))
+        return h_TD, self.logits(h_TD if rows is None else h_TD.index_select(0, rows))
 
     def draft(self, h_TD: Tensor, next_tokens_T: Tensor, ctx: AttnContext) -> Tensor:
         """The first MTP module over positions i, with h_i and token i + 1; it writes its own layer of the cache."""
         return self._way(ctx).predict_next(0, h_TD, next_tokens_T, ctx)
 
     def logits(self, h_MD: Tensor) -> Tensor:
-        """The shared head on rows of what ``draft`` returned."""
+        """The shared head on rows of what ``run`` or ``draft`` returned."""
+        if self.lean is not None and self.lean.fits_rows(len(h_MD)):
+            return self.lean.logits(h_MD)
         return self.model.logits(h_MD)
 
     def _way(self, ctx: AttnContext) -> Transformer | LeanStep:

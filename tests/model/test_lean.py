@@ -43,6 +43,7 @@ def test_equals_the_layers(any_small_config: ModelConfig, lengths: list[int], q_
     cache.storage[:, ctx.slots_T] = float("nan")  # it must write its own latents, not find the layers'
     h_TD = lean.hidden(tokens_T, ctx)
     assert_close(h_TD, expected)
+    assert_close(lean.logits(h_TD), model.logits(h_TD))
     n_layers = model.config.n_layers
     assert_close(cache.storage[:n_layers], latents[:n_layers])
     for k in range(len(model.mtp)):
