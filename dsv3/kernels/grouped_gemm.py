@@ -32,10 +32,15 @@ def grouped_linear(x_MD: torch.Tensor, w_EFD: torch.Tensor, counts_E: torch.Tens
     experts, sizes = _runs(counts_E, x_MD.shape[0])
     if not experts:
         return F.linear(x_MD, w_EFD[0])
-    # split and unbind, not slices: under autograd every slice would bring a gradient of the full tensor's size.
-    needs_grad = torch.is_grad_enabled() and w_EFD.requires_grad
-    w_by_expert = w_EFD.unbind() if needs_grad else w_EFD
-    return torch.cat([F.linear(rows, w_by_expert[e]) for e, rows in zip(experts, x_MD.split(sizes), strict=True)])
+    runs = zip(experts, x_MD.split(sizes), strict=True)
+    if torch.is_grad_enabled() and (w_EFD.requires_grad or x_MD.requires_grad):
+        # split and unbind, not slices: under autograd every slice would bring a gradient of the full tensor's size.
+        w_by_expert = w_EFD.unbind()
+        return torch.cat([F.linear(rows, w_by_expert[e]) for e, rows in runs])
+    y_MF = x_MD.new_empty(x_MD.shape[0], w_EFD.shape[1])
+    for y, (e, rows) in zip(y_MF.split(sizes), runs, strict=True):
+        torch.mm(rows, w_EFD[e].t(), out=y)
+    return y_MF
 
 
 def fp8_grouped_linear(

@@ -43,11 +43,18 @@ class LocalDispatcher:
         order_M = expert_M.argsort(stable=True)
         home_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
         counts_E = count_experts(expert_M, self.n_experts)
-        return x_TD[order_M // K], counts_E, Dispatched(home_M, weights_TK)
+        return _take(x_TD, order_M // K), counts_E, Dispatched(home_M, weights_TK)
 
     def combine(self, rows_MD: Tensor, record: Dispatched) -> Tensor:
-        rows_TKD = rows_MD[record.home_M].view(*record.weights_TK.shape, rows_MD.shape[-1])
+        rows_TKD = _take(rows_MD, record.home_M).view(*record.weights_TK.shape, rows_MD.shape[-1])
         return torch.bmm(record.weights_TK.to(rows_MD.dtype).unsqueeze(1), rows_TKD).squeeze(1)
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """rows[index]. ``index_select`` is faster on a CPU, but its gradient adds up in no fixed order on CUDA."""
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return rows[index]
+    return rows.index_select(0, index)
 
 
 def count_experts(indices: Tensor, n_experts: int) -> Tensor:
