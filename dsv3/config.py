@@ -412,9 +412,9 @@ class EngineConfig(_Record):
         needed = self.max_batch_size * (1 + self.speculative)
         if self.max_step_tokens < needed:
             raise ConfigError(
-                f"max_step_tokens = {self.max_step_tokens} is too small: max_batch_size = {self.max_batch_size} requests "
-                f"with speculative = {self.speculative} drafts each feed {needed} tokens in a step; raise the first or "
-                "lower max_batch_size"
+                f"max_step_tokens = {self.max_step_tokens} is too small: max_batch_size = {self.max_batch_size} "
+                f"requests with speculative = {self.speculative} drafts each feed {needed} tokens in a step; raise the "
+                "first or lower max_batch_size"
             )
 
     @classmethod
@@ -446,8 +446,8 @@ class TrainConfig(_Record):
     ``tokenizer`` the checkpoint whose tokenizer made them ("tiny": the embedded one; None: unchecked, and none is
     exported); ``out`` receives log, states and export.
 
-    Batches: a step takes ``batch_tokens`` (over all ranks) as sequences of ``seq_len``, in micro-batches whose gradients
-    are summed. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last ``decay_fraction`` down to
+    Batches: a step takes ``batch_tokens`` (over all ranks) as sequences of ``seq_len``, in micro-batches whose
+    gradients are summed. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last ``decay_fraction`` down to
     ``min_lr_ratio`` x ``lr``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x sequence-wise balance;
     ``bias_update`` is gamma, and zero for the last ``bias_freeze_fraction`` of the run.
 
