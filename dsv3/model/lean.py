@@ -137,7 +137,7 @@ class LeanStep:
 
     def logits(self, h_MD: Tensor) -> Tensor:
         """As ``Transformer.logits``: (M, D) -> (M, V)."""
-        return _times(_at_least_two(h_MD), self.model.head.weight)[: len(h_MD)]
+        return _product(_at_least_two(h_MD), self.model.head.weight)[: len(h_MD)].contiguous()
 
     def _embed(self, tokens_T: Tensor) -> Tensor:
         return F.embedding(tokens_T, self.model.embed.weight)
@@ -152,7 +152,7 @@ class LeanStep:
             h_UD = _attend(block, h_UD, turns_Tr, turns_T1r, ctx, masks)
             x_UD = _norm_of(h_UD, block.ffn_norm)
             if block.dense is not None:
-                h_UD = h_UD + _times(_swiglu(_times(x_UD, block.dense.w13)), block.dense.w2)
+                h_UD = h_UD + _product(_swiglu(_times(x_UD, block.dense.w13)), block.dense.w2)
             if block.gate is not None:
                 h_UD = _route(block.experts, x_UD, h_UD, *block.gate.forward(x_UD[:T]))
         return h_UD
@@ -162,9 +162,14 @@ def _at_least_two(x: Tensor) -> Tensor:
     return torch.cat((x, x)) if len(x) == 1 else x
 
 
+def _product(x_UD: Tensor, w_ND: Tensor) -> Tensor:
+    """x W^T for at least two rows, as a transposed view: fit to be added to something."""
+    return torch.mm(w_ND, x_UD.t()).t()
+
+
 def _times(x_UD: Tensor, w_ND: Tensor) -> Tensor:
-    """x W^T for at least two rows, contiguous."""
-    return torch.mm(w_ND, x_UD.t()).t().contiguous()
+    """x W^T for at least two rows, fit to be multiplied again."""
+    return _product(x_UD, w_ND).contiguous()
 
 
 def _attend(
@@ -190,7 +195,7 @@ def _attend(
         attended.append(torch.bmm(scores_BXL.softmax(2), latent_BLc.narrow(2, 0, C)).view(-1, H, C))
     o_THC = attended[0] if len(attended) == 1 else torch.cat(attended)
     o_THP = torch.bmm(block.w_uv_HPC, o_THC.permute(1, 2, 0)).permute(2, 0, 1)
-    return h_UD + _times(_at_least_two(o_THP.flatten(1)), block.wo)
+    return h_UD + _product(_at_least_two(o_THP.flatten(1)), block.wo)
 
 
 def _mask(group: SequenceGroup, H: int) -> Tensor:
@@ -204,6 +209,12 @@ def _route(experts: tuple[_FFN, ...], x_UD: Tensor, h_UD: Tensor, weights_TK: Te
     """h + the weighted results of each token's experts: every expert with work multiplies all its rows at once."""
     chosen: list[list[int]] = indices_TK.tolist()
     K = len(chosen[0])
+    if len(chosen) == 1:
+        gate_up = torch.cat([_product(x_UD, experts[e].w13) for e in chosen[0]])
+        act_KUF = _swiglu(gate_up).view(K, 2, -1) * weights_TK.view(K, 1, 1)
+        for e, act_UF in zip(chosen[0], act_KUF.unbind()):
+            h_UD = h_UD + _product(act_UF, experts[e].w2)
+        return h_UD
     rows_of: dict[int, list[int]] = {}
     for row, e in enumerate(chain.from_iterable(chosen)):
         rows_of.setdefault(e, []).append(row)
@@ -216,9 +227,9 @@ def _route(experts: tuple[_FFN, ...], x_UD: Tensor, h_UD: Tensor, weights_TK: Te
     token_M = torch.tensor(token_rows) // K
     weight_M1 = F.pad(weights_TK.flatten(), (0, 1)).index_select(0, torch.tensor(weight_rows)).unsqueeze(1)
     x_parts = torch.split_with_sizes(x_UD.index_select(0, token_M), sizes)
-    gate_up_MF = torch.cat([torch.mm(experts[e].w13, x.t()).t() for e, x in zip(rows_of, x_parts)])
+    gate_up_MF = torch.cat([_product(x, experts[e].w13) for e, x in zip(rows_of, x_parts)])
     act_parts = torch.split_with_sizes(_swiglu(gate_up_MF) * weight_M1, sizes)
-    y_MD = torch.cat([torch.mm(experts[e].w2, act.t()).t() for e, act in zip(rows_of, act_parts)])
+    y_MD = torch.cat([_product(act, experts[e].w2) for e, act in zip(rows_of, act_parts)])
     return h_UD.index_add(0, token_M, y_MD)
 
 
