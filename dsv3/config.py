@@ -448,8 +448,8 @@ class TrainConfig(_Record):
 
     Batches: a step takes ``batch_tokens`` (over all ranks) as sequences of ``seq_len``, in micro-batches whose
     gradients are summed. Schedule: warm-up over ``warmup_steps``, constant, cosine over the last ``decay_fraction``
-    down to ``min_lr_ratio`` x ``lr``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x sequence-wise balance;
-    ``bias_update`` is gamma, and zero for the last ``bias_freeze_fraction`` of the run.
+    down to ``min_lr_ratio`` x ``lr``. Losses: next token + ``mtp_weight`` x MTP + ``balance_weight`` x sequence-wise
+    balance; ``bias_update`` is gamma, and zero for the last ``bias_freeze_fraction`` of the run.
 
     ``max_seconds`` bounds the whole run, resumed parts included: the schedule follows the larger of the shares of steps
     and of time, so it always reaches its end. ``stop_at_seconds`` bounds one process only, which then saves a state.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsv3.config import ModelConfig
@@ -47,7 +48,7 @@ class LatentCache:
         """Latents of slots (B, L) -> (B, L, C+R); of a slice (one sequence, adjacent pages) -> a view (1, L, C+R)."""
         if isinstance(slots, slice):
             return self.data[layer][slots].unsqueeze(0)
-        return self.data[layer][slots]
+        return F.embedding(slots, self.data[layer])  # the same rows as data[slots], gathered several times faster
 
 
 @dataclass(frozen=True, slots=True)
