@@ -56,7 +56,8 @@ class SequenceGroup:
     """Neighbouring sequences of a step that feed the same number S of tokens, and so attend in one batch of B.
 
     rows: their tokens within the step. slots: where their L cached tokens lie; rows shorter than L repeat the
-    sequence's first slot, which the mask hides. mask_BSL: 0 where a query may look, -inf elsewhere; None: everywhere.
+    sequence's first slot, which the mask hides. mask_BSL: 0 where a query may look, -inf elsewhere; None: everywhere,
+    or, in a ``causal`` group, at itself and back: one long sequence from its first token on, where S = L.
     """
 
     rows: slice
@@ -64,6 +65,7 @@ class SequenceGroup:
     S: int
     slots: Tensor | slice
     mask_BSL: Tensor | None
+    causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,12 @@ def _group(
             behind = offsets_L >= torch.tensor(kv_lens, device=device).unsqueeze(-1)
             slots_BL = torch.where(behind, slots_BL[:, :1], slots_BL)
         slots = slots_BL
+    causal = S == L and S > BATCHED_QUERIES  # attention has a form of its own for that, without S x L mask values
     mask_BSL = None
-    if S > 1 or not uniform:
+    if not causal and (S > 1 or not uniform):
         hidden = offsets_L > positions_T[rows].view(B, S, 1)
         mask_BSL = torch.zeros(B, S, L, dtype=torch.float32, device=device).masked_fill_(hidden, float("-inf"))
-    return SequenceGroup(rows, B, S, slots, mask_BSL)
+    return SequenceGroup(rows, B, S, slots, mask_BSL, causal)
 
 
 def _adjacent(pages: Sequence[int]) -> bool:

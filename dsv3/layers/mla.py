@@ -86,10 +86,11 @@ class MLA(nn.Module):
     def _attend(self, q_nope: Tensor, q_pe: Tensor, group: SequenceGroup, ctx: AttnContext) -> Tensor:
         """Queries (B*S, H, .) of one group against its cached tokens -> (B*S, H, P)."""
         latent_BLc = ctx.cache.read(self.layer, group.slots).to(q_nope.dtype)
-        if self.expand_above < group.S:
+        if group.causal or self.expand_above < group.S:
             c_kv_BLC, k_pe_BLR = latent_BLc.split((self.C, self.R), dim=-1)
             q_nope, q_pe = (q.unflatten(0, (group.B, group.S)) for q in (q_nope, q_pe))
-            return self._expanded(q_nope, q_pe, c_kv_BLC, k_pe_BLR, mask_BSL=group.mask_BSL).flatten(0, 1)
+            o = self._expanded(q_nope, q_pe, c_kv_BLC, k_pe_BLR, causal=group.causal, mask_BSL=group.mask_BSL)
+            return o.flatten(0, 1)
         return self._absorb(q_nope, q_pe, latent_BLc, group)
 
     def _expanded(

@@ -120,6 +120,7 @@ class LeanStep:
         return (
             self.fits_rows(len(ctx.positions_T))
             and max(ctx.q_lens) <= self.expand_above
+            and not any(group.causal for group in ctx.groups)
             and not any(tap.listeners for tap in self.taps)
         )
 

@@ -61,6 +61,8 @@ def test_every_query_sees_exactly_its_own_past(batch: tuple[int, list[list[int]]
                 mask_L = group.mask_BSL[i, s]
                 assert set(mask_L.tolist()) <= {0.0, float("-inf")}
                 seen = seen[mask_L == 0]
+            elif group.causal:
+                seen = seen[: s + 1]
             assert seen.tolist() == [slot(b, p) for p in range(position + 1)]
         # Hidden columns too lie on tokens of the sequence itself: what stands elsewhere may be NaN.
         written = {slot(b, p) for b in own for p in range(starts[b] + q_lens[b])}
@@ -80,6 +82,18 @@ def test_neighbours_with_equal_counts_attend_together() -> None:
     assert grouping([2, 2, 1, 1, 2]) == [(2, 2), (2, 1), (1, 2)]
     assert grouping([16, 16]) == [(2, 16)]
     assert grouping([17, 17]) == [(1, 17), (1, 17)]  # long chunks: no padding of one to the other's length
+
+
+def test_a_long_prompt_from_its_first_token_on_needs_no_mask() -> None:
+    def group(start: int, count: int) -> SequenceGroup:
+        (found,) = AttnContext.build(LatentCache(CONFIG, 1, 64), [[0]], [start], [count]).groups
+        return found
+
+    assert group(0, BATCHED_QUERIES + 1).causal
+    assert group(0, BATCHED_QUERIES + 1).mask_BSL is None
+    assert not group(0, BATCHED_QUERIES).causal
+    assert not group(1, BATCHED_QUERIES + 1).causal
+    assert group(1, BATCHED_QUERIES + 1).mask_BSL is not None
 
 
 def single(pages: list[int], start: int, count: int) -> SequenceGroup:
