@@ -34,8 +34,8 @@ LABELS = {
     "ids": ("text → token ids", "texto → ids de tokens", "文本 → token id"),
     "encode": ("encode", "codificar", "编码"),
     "schedule": ("schedule", "planificar", "调度"),
-    "schedule2": ("who runs, how many tokens", "quién avanza y con cuántos tokens", "谁前进，各多少 token"),
-    "batch": ("build the batch", "formar el lote", "组成批次"),
+    "schedule2": ("who runs, how many tokens", "quién avanza y con cuántos tokens", "谁运行，各多少个 token"),
+    "batch": ("build the batch", "formar el lote", "组建批次"),
     "model": ("Transformer", "Transformer", "Transformer"),
     "sample": ("sample, or verify drafts", "muestrear o verificar borradores", "采样，或验证草稿"),
     "detok": ("decode as a stream", "decodificar en flujo", "流式解码"),
@@ -43,8 +43,8 @@ LABELS = {
     "times": ("× n_layers", "× n_layers", "× n_layers"),
     "dense": (
         "the first n_dense_layers have a plain MLP here",
-        "las primeras n_dense_layers llevan aquí un MLP",
-        "前 n_dense_layers 层此处为普通 MLP",
+        "las primeras n_dense_layers capas: un simple MLP",
+        "前 n_dense_layers 层在此处是普通 MLP",
     ),
     "mla": ("MLA: attend", "MLA: atender", "MLA：注意力"),
     "cache": ("paged latent cache", "caché latente paginada", "分页潜向量缓存"),
@@ -208,7 +208,7 @@ def experts(d: Drawing) -> None:
         fill = EXPERTS if i in chosen else PAPER
         d.rect(424 + 23.4 * i, 488, 18, 16, fill=fill, stroke=EXPERTS, r=3)
     d.text(562, 521, "dsv3/layers/moe.py", 12, FAINT, MONO)
-    d.rect(722, 460, 112, 68, stroke=EXPERTS, dash="5 4")
+    d.rect(717, 460, 122, 68, stroke=EXPERTS, dash="5 4")
     d.text(778, 482, d.say("shared"), 11, INK, weight=600)
     d.rect(769, 492, 18, 16, fill=EXPERTS, stroke=EXPERTS, r=3)
     d.arrow((600, 343), (778, 343), (778, 459))
