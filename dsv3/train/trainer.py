@@ -289,7 +289,14 @@ class Trainer:
     def export(self) -> None:
         """Write the model in Hugging Face layout, with the tokenizer's files where one is configured."""
         tokenizer = resolve(self.config.tokenizer) if self.config.tokenizer else None
-        save_model(self.model, self.export_dir, dtype=self.config.export, tokenizer_dir=tokenizer, repeat_shared=False)
+        save_model(
+            self.model,
+            self.export_dir,
+            dtype=self.config.export,
+            tokenizer_dir=tokenizer,
+            repeat_shared=False,
+            whole_blocks=True,
+        )
 
     def _read_sums(self) -> dict[str, float]:
         """Means over the steps since the last call. Waits for the device."""

@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,7 @@ def save_model(
     max_shard_bytes: int = SHARD_BYTES,
     tokenizer_dir: str | Path | None = None,
     repeat_shared: bool = True,
+    whole_blocks: bool = False,
 ) -> None:
     """Write ``model`` to the directory ``path`` so that ``load_model``, transformers and the usual engines read it.
 
@@ -89,6 +90,9 @@ def save_model(
         tokenizer_dir: copy the tokenizer's files from there.
         repeat_shared: repeat embedding and head in the MTP layer as released weights do. vLLM reads these copies;
             transformers and ``load_model`` do without, and a small model is a good deal smaller.
+        whole_blocks: with "fp8", leave a matrix with more than one row of blocks, the last of them partial, in BF16 and
+            name it in ``modules_to_not_convert``. transformers takes rows / rows of scales for the blocks' height when
+            it dequantises (on a CPU), and reads such a matrix wrongly; the releases (``wkv_a``: 576 rows) have them.
 
     Raises:
         CapacityError: the disk has too little room. CheckpointError: ``model`` is one rank's share, or nothing can be
@@ -98,8 +102,11 @@ def save_model(
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; checkpoints are written as one of {', '.join(_DTYPES)}")
     _check_whole(model)
-    config = _config(model.config, dtype)
-    items = list(_plan(model.config, dtype, repeat_shared))
+    kept = {
+        spec.name: spec for spec in specs(model.config) if whole_blocks and spec.fp8 and _ends_partially(spec.shape)
+    }
+    config = _config(model.config, dtype, sorted({spec.hf.split(".")[-2] for spec in kept.values()}))
+    items = list(_plan(model.config, dtype, repeat_shared, kept))
     shards = _shards(items, max_shard_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     files = files if len(shards) > 1 else [SINGLE]
@@ -117,7 +124,11 @@ def save_model(
                 shutil.copyfile(source, folder / name)
 
 
-def _config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+def _ends_partially(shape: Shape) -> bool:
+    return any(size > BLOCK and size % BLOCK for size in shape)
+
+
+def _config(config: ModelConfig, dtype: str, kept: list[str]) -> dict[str, Any]:
     values = config.to_hf() | {"torch_dtype": _HF_DTYPES[dtype]}
     if dtype == "fp8":
         quantization: dict[str, Any] = {
@@ -126,17 +137,19 @@ def _config(config: ModelConfig, dtype: str) -> dict[str, Any]:
             "quant_method": "fp8",
             "weight_block_size": [BLOCK, BLOCK],
         }
+        if kept:
+            quantization["modules_to_not_convert"] = kept
         if config.scale_fmt:
             quantization["scale_fmt"] = config.scale_fmt
         values["quantization_config"] = quantization
     return values
 
 
-def _plan(config: ModelConfig, dtype: str, repeat_shared: bool) -> Iterator[Item]:
+def _plan(config: ModelConfig, dtype: str, repeat_shared: bool, kept: Container[str]) -> Iterator[Item]:
     """Everything to write, in the order of execution."""
     by_name = {spec.name: spec for spec in specs(config)}
     for spec in by_name.values():
-        if dtype == "fp8" and spec.fp8:
+        if dtype == "fp8" and spec.fp8 and spec.name not in kept:
             scale = Entry(spec.hf_scale, torch.float32, spec.scale_shape)
             yield Item(spec, (Entry(spec.hf, _FP8, spec.shape), scale))
         else:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dsv3.config import ModelConfig
@@ -67,6 +68,24 @@ def test_release_style_fp8(small_config: SmallConfig, random_model: RandomModel,
         "weight_block_size": [128, 128],
     }
     assert saved_config["torch_dtype"] == "bfloat16"
+
+
+def test_partial_blocks_can_be_left_out_of_fp8(
+    small_config: SmallConfig, random_model: RandomModel, tmp_path: Path
+) -> None:
+    config = small_config("v3", kv_lora_rank=152, inter_dim=256)  # wkv_a: 160 rows, w2 of the dense layer: whole blocks
+    model = random_model(config)
+    save_model(model, tmp_path, dtype="fp8", whole_blocks=True)
+    quantization = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert quantization["modules_to_not_convert"] == ["kv_a_proj_with_mqa", "kv_b_proj"]
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        prefix = "model.layers.0.self_attn.kv_a_proj_with_mqa"
+        assert f"{prefix}.weight_scale_inv" not in names
+        assert file.get_tensor(f"{prefix}.weight").dtype == torch.bfloat16
+        assert "model.layers.0.mlp.down_proj.weight_scale_inv" in names
+    loaded = load_model(tmp_path, dtype=torch.float32)
+    assert torch.equal(loaded.layers[0].attn.wkv_a.weight, model.layers[0].attn.wkv_a.weight.bfloat16().float())
 
 
 def test_power_of_two_scales_are_named(small_config: SmallConfig, random_model: RandomModel, tmp_path: Path) -> None:
