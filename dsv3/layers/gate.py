@@ -37,7 +37,7 @@ class Gate(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        logits_TE = F.linear(x_TD.float(), self.weight)
+        logits_TE = F.linear(x_TD.float(), self.weight.float())
         scores_TE = logits_TE.sigmoid() if self.sigmoid else logits_TE.softmax(dim=-1)
         choice_TE = scores_TE if self.bias is None else scores_TE + self.bias
         if self.n_groups > 1:

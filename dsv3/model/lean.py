@@ -9,7 +9,8 @@ two rows, a lone token being carried twice (measured: 8192 x 256 in 0.45 ms inst
 
 What is computed is what ``Transformer`` computes, up to FP32 rounding; tests hold the two equal. To understand the
 model read ``layers`` instead. Nothing is copied: every tensor in the plan is a view of a living parameter, so weights
-changed in place are seen.
+changed in place are seen, and a model that was moved or cast takes the ordinary way. What is put in the place of a
+single parameter or module is not seen, and hooks on modules are not called: make a new plan, and listen with taps.
 """
 
 from itertools import chain
@@ -99,7 +100,8 @@ class LeanStep:
         self.expand_above = min(
             (module.expand_above for module in model.modules() if isinstance(module, MLA)), default=0.0
         )
-        self.address = model.embed.weight.data_ptr()
+        # Where the weights were. Held as a view, not as an address, which a model cast to and fro could get back.
+        self.embed_VD = model.embed.weight.detach()
 
     @staticmethod
     def supports(model: Transformer) -> bool:
@@ -113,7 +115,7 @@ class LeanStep:
 
     def fits_rows(self, rows: int) -> bool:
         """Some rows but few, and the weights still where they were."""
-        return 0 < rows <= MAX_TOKENS and self.model.embed.weight.data_ptr() == self.address
+        return 0 < rows <= MAX_TOKENS and self.model.embed.weight.data_ptr() == self.embed_VD.data_ptr()
 
     def fits(self, ctx: AttnContext) -> bool:
         """Few tokens, all attended to in the absorbed form, and nobody listening to anything but the gates."""
@@ -294,8 +296,16 @@ def _norm(norm: RMSNorm) -> _Norm:
 
 @torch.no_grad()
 def _side_by_side(first: Linear, second: Linear) -> Tensor:
-    """Move two weights into one storage, the second's rows behind the first's, and return both."""
-    n = first.out_features
-    joined = torch.cat((first.weight, second.weight))
-    first.weight.data, second.weight.data = joined[:n], joined[n:]
+    """Move two weights into one storage, the second's rows behind the first's, and return both.
+
+    Where they lie so already, for another plan of this model, they stay. A plan that is made in inference mode turns no
+    weights into inference tensors: the model may be trained later.
+    """
+    a, b = first.weight.detach(), second.weight.detach()
+    same_storage = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    if same_storage and b.storage_offset() == a.storage_offset() + a.numel():
+        return a.as_strided((len(a) + len(b), a.shape[1]), a.stride())
+    with torch.inference_mode(first.weight.is_inference()):
+        joined = torch.cat((a, b))
+    first.weight.data, second.weight.data = joined[: len(a)], joined[len(a) :]
     return joined

@@ -116,3 +116,39 @@ def test_is_for_fp32(small_config: SmallConfig, dtype: torch.dtype) -> None:
     config = small_config("v3")
     assert LeanStep.supports(Transformer(config, dtype=torch.float32))
     assert not LeanStep.supports(Transformer(config, dtype=dtype))
+
+
+@torch.no_grad()
+def test_two_plans_of_one_model_share_its_weights(small_config: SmallConfig) -> None:
+    model = make_model(small_config("v3"))
+    first, second = LeanStep(model), LeanStep(model)
+    cache, pages = prefilled(model, [6])
+    ctx = AttnContext.build(cache, pages, [6], [1])
+    tokens_T = torch.tensor([3])
+    for parameter in model.parameters():
+        parameter.mul_(1.25)
+    for lean in (first, second):
+        assert lean.fits(ctx)
+        assert_close(lean.hidden(tokens_T, ctx), model.hidden(tokens_T, ctx))
+
+
+def test_a_model_planned_in_inference_mode_can_still_be_trained(small_config: SmallConfig) -> None:
+    model = make_model(small_config("v3")).requires_grad_()
+    with torch.inference_mode():
+        LeanStep(model)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert model.layers[0].attn.wkv_a.weight.grad is not None
+
+
+@torch.no_grad()
+def test_a_model_that_was_cast_to_and_fro_goes_the_ordinary_way(small_config: SmallConfig) -> None:
+    model = make_model(small_config("v3"))
+    lean = LeanStep(model)
+    assert lean.fits_rows(1)
+    model.to(torch.bfloat16)
+    assert not lean.fits_rows(1)
+    cache, pages = prefilled(model, [6])  # the gate too can be cast
+    ctx = AttnContext.build(cache, pages, [6], [1])
+    model.hidden(torch.tensor([3]), ctx)
+    model.to(torch.float32)
+    assert not lean.fits(ctx)
