@@ -14,6 +14,7 @@ from torch import Tensor
 from dsv3.engine.outputs import TokenLogprob
 from dsv3.engine.params import SamplingParams
 from dsv3.engine.sequence import Sequence
+from dsv3.errors import CheckpointError
 
 CANDIDATES = 256
 """Likeliest tokens that top-p sorts at first. Nearly always enough, and far cheaper than sorting the vocabulary."""
@@ -54,9 +55,11 @@ def _penalise(logits_MV: Tensor, owners: list[tuple[Sequence, int]]) -> Tensor:
         return logits_MV
     device = logits_MV.device
     at = (torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
-    penalty = torch.tensor(penalties, device=device)
-    seen_logits = logits_MV[at]
-    return logits_MV.index_put(at, torch.where(seen_logits > 0, seen_logits / penalty, seen_logits * penalty))
+    penalty = torch.tensor(penalties, dtype=torch.float64, device=device)
+    seen_logits = logits_MV[at].double()
+    penalised = torch.where(seen_logits > 0, seen_logits / penalty, seen_logits * penalty)
+    # An infinite logit would make the softmax NaN; 1e30 is decisive, and finite at every temperature.
+    return logits_MV.index_put(at, penalised.clamp(-1e30, 1e30).to(logits_MV.dtype))
 
 
 def _draw(logits_MV: Tensor, owners: list[tuple[Sequence, int]]) -> list[int]:
@@ -73,7 +76,12 @@ def _draw(logits_MV: Tensor, owners: list[tuple[Sequence, int]]) -> list[int]:
     # FP64: a sum over the vocabulary in FP32 rounds the tail away, and 1 - 2^-53 would round up to 1.
     cdf_MV = probs_MV.cumsum(-1, dtype=torch.float64)
     tokens_M1 = torch.searchsorted(cdf_MV, noise_M1 * cdf_MV[:, -1:], right=True)
-    return tokens_M1.squeeze(1).tolist()
+    tokens: list[int] = tokens_M1.squeeze(1).tolist()
+    if max(tokens) >= logits_MV.size(1):  # nothing compares with NaN
+        raise CheckpointError(
+            "the model's logits are not numbers (NaN or infinite): its weights are damaged; download them again"
+        )
+    return tokens
 
 
 def _column(like: Tensor, values: list[float]) -> Tensor:

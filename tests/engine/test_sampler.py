@@ -10,6 +10,7 @@ from dsv3.engine import sampler
 from dsv3.engine.params import SamplingParams
 from dsv3.engine.sampler import log_probabilities, sample
 from dsv3.engine.sequence import Sequence
+from dsv3.errors import CheckpointError
 
 
 class FreeSequence(Sequence):
@@ -143,3 +144,17 @@ def test_log_probabilities_are_of_the_unchanged_logits() -> None:
         assert [i for i, _ in entry.top] == ids.tolist()
         assert [v for _, v in entry.top] == pytest.approx(values.tolist(), abs=1e-5)
     assert all(entry.top == () for entry in log_probabilities(logits_MV, tokens, 0))
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1.0])
+def test_an_extreme_penalty_stays_finite(penalty: float, temperature: float) -> None:
+    seq = make([0, 1, 2], repetition_penalty=penalty, temperature=temperature, seed=1)
+    (token,) = sample(torch.tensor([[0.0, 3.0, -3.0, 1.0]]), [seq], [1])
+    assert token == (1 if penalty < 1 else token)
+    assert 0 <= token < 4
+
+
+def test_damaged_weights_are_named() -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        sample(torch.full((1, 4), float("nan")), [make(temperature=1.0, seed=1)], [1])
