@@ -28,6 +28,7 @@ USAGE, FAILURE, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141  # the last two: 128 +
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code. Only argparse raises SystemExit: for --help and usage errors."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_what_is_closed()
     _never_fail_on_a_character()
     args = _parser(arguments).parse_args(arguments)
     try:
@@ -68,8 +69,18 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _never_fail_on_a_character() -> None:
-    """A terminal or locale that cannot show a character gets a replacement for it, not a crash in mid-answer."""
-    for stream in (sys.stdout, sys.stderr):
+    """A terminal or locale that cannot show a character gets a replacement for it, not a crash in mid-answer.
+
+    Bytes on stdin that are no text reach the tokenizer, which says so.
+    """
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors=errors)
+
+
+def _open_what_is_closed() -> None:
+    """Python has None for a stream that the caller closed (``dsv3 ... >&-``): an empty one reads and writes alike."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the process's lifetime)

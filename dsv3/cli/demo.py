@@ -15,7 +15,7 @@ from dsv3.cli.options import (
     plot_path,
     sampling_params,
 )
-from dsv3.errors import Dsv3Error
+from dsv3.errors import Dsv3Error, RequestError
 
 if TYPE_CHECKING:
     from dsv3.expert_load import LayerLoad
@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     params = sampling_params(args)
+    try:
+        args.save_plot.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot make {args.save_plot.parent} for the figure: {error.strerror}") from None
     llm = load_llm(args, max_batch_size=1)
     loads: dict[str, list[LayerLoad]] = {}
     speeds: dict[str, str] = {}
@@ -56,7 +60,6 @@ def run(args: argparse.Namespace) -> None:
     report.say(report.expert_table(loads))
     for language, line in speeds.items():
         report.say(f"{language:<10}{line}")
-    args.save_plot.parent.mkdir(parents=True, exist_ok=True)
     try:
         check_plot(args.save_plot)
     except Dsv3Error as error:  # the story does not depend on matplotlib

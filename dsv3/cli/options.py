@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,12 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def positive_int(text: str) -> int:
-    """An argparse type."""
+    """An argparse type: from 1 to what a 64-bit index holds."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
+    if value > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits is too large")
     return value
 
 
@@ -101,3 +105,7 @@ def check_plot(path: Path) -> None:
         raise Dsv3Error("drawing a figure needs matplotlib, which is not installed: pip install 'dsv3[viz]'")
     if not path.parent.is_dir():
         raise RequestError(f"cannot save {path}: there is no directory {path.parent}; create it first")
+    if path.is_dir():
+        raise RequestError(f"cannot save {path}: it is a directory; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"cannot save {path}: {path.parent} is not writable; choose another place")

@@ -19,6 +19,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 
 IDLE = "·"
 MAX_BARS = 64
+NO_LOAD = "no expert load: no token has passed an MoE layer"
 
 
 def say(text: str) -> None:
@@ -67,7 +68,7 @@ def expert_loads(llm: "LLM", records: Records) -> "list[LayerLoad]":
 def expert_table(groups: "Mapping[str, Sequence[LayerLoad]]") -> str:
     """Layers as rows, in groups under a title: sparkline of the load, extremes, entropy, MaxVio; then a legend."""
     if not any(groups.values()):
-        return "no expert load: the model has no MoE layer"
+        return NO_LOAD
     n_experts = next(layer for layers in groups.values() for layer in layers).counts_E.numel()
     bars = min(n_experts, MAX_BARS)
     columns = f"{'busiest':>14}{'idlest':>14}{'entropy':>9}{'MaxVio':>8}"
@@ -96,7 +97,7 @@ def sparkline(counts_E: "Tensor") -> str:
 def save_expert_plot(groups: "Mapping[str, Sequence[LayerLoad]]", path: Path) -> None:
     """Draw the heat map of ``groups`` into ``path`` and say so, with its description."""
     if not any(groups.values()):
-        say("no figure: the model has no MoE layer")
+        say(f"no figure: {NO_LOAD}")
         return
     from dsv3 import viz
 

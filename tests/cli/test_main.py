@@ -1,5 +1,6 @@
 """The frame around the subcommands: exit codes, errors without a traceback, what is imported, how a run ends early."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,3 +122,20 @@ def test_cost_and_version_need_no_torch() -> None:
         assert result.code == 0, result.err
     result = run_process("generate", "x", "--top-p", "7", before="import sys; sys.modules['torch'] = None")
     assert result.code == 2, "a bad value is refused before torch is needed"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closing a stream in a POSIX shell")
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 2), (">&-", 0), ("2>&-", 2)])
+def test_closed_streams_are_no_crash(closed: str, code: int) -> None:
+    line = shlex.join(command(*(["version"] if code == 0 else ["generate"])))
+    done = subprocess.run(
+        f"{line} {closed}", shell=True, input=b"", capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_number_beyond_every_index_is_a_usage_error(run) -> None:
+    result = run("cost", "config_16B", "--context", "9" * 400)
+    assert result.code == 2
+    assert "too large" in result.err

@@ -35,7 +35,7 @@ def test_table_names_extremes_entropy_and_maxvio() -> None:
 
 
 def test_a_dense_model_has_no_table() -> None:
-    assert "no MoE layer" in expert_table({"all text": []})
+    assert "no token has passed" in expert_table({"all text": []})
 
 
 def test_speed_lines() -> None:
