@@ -63,6 +63,9 @@ def capture(model: "nn.Module", *patterns: str, detach: bool = True) -> Iterator
     Raises:
         ConfigError: no tensor has such a name.
     """
+    for pattern in patterns:
+        if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"{pattern!r} is no name of a tensor: give each name as an argument of its own")
     records: dict[str, list[Tensor]] = {}
 
     def wanted(name: str) -> bool:

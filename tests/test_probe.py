@@ -147,3 +147,8 @@ def test_a_module_without_a_name_records_bare_names(model: Transformer) -> None:
     with capture(model.layers[1].ffn.gate, "scores_TE") as records:
         model(TOKENS)
     assert list(records) == ["scores_TE"]
+
+
+def test_a_list_of_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match="argument of its own"), capture(nn.Module(), ["gate.indices_TK"]):  # type: ignore[arg-type]
+        pass
