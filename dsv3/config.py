@@ -115,6 +115,8 @@ class ModelConfig(_Record):
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), field.type))
         self.validate()
 
     @property

@@ -285,8 +285,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         ({key: -1}, f"{key} is -1; it must not be negative")
-        for key in ("n_dense_layers", "n_shared_experts", "q_lora_rank", "n_mtp_layers", "mscale")
+        for key in ("n_dense_layers", "n_shared_experts", "q_lora_rank", "n_mtp_layers")
     ),
+    ({"mscale": -1}, "mscale is -1.0; it must not be negative"),
     *(
         ({key: 0}, f"{key} is 0; a model with MoE layers needs at least 1")
         for key in "moe_inter_dim n_routed_experts n_expert_groups n_limited_groups n_activated_experts".split()
@@ -295,7 +296,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     *(
         ({key: value}, f"{key} is {value}; it must be above 0")
         for key in ("route_scale", "beta_slow", "norm_eps")
-        for value in (0, math.nan, math.inf)
+        for value in (0.0, math.nan, math.inf)
     ),
     ({"score_func": "relu"}, "score_func is 'relu'; choose one of ('softmax', 'sigmoid')"),
     ({"dtype": "fp4"}, "dtype is 'fp4'; choose one of ('bf16', 'fp8')"),
@@ -445,3 +446,9 @@ def test_training_refuses(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         dataclasses.replace(TrainConfig(), **values)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dim", "a"), ("n_heads", 1.5), ("n_layers", True), ("gate_bias", 1)])
+def test_fields_of_a_wrong_type_are_refused_in_python_too(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        ModelConfig(**{key: value})
