@@ -31,7 +31,7 @@ class MLA(nn.Module):
     """x (B, S, D) without a context (whole sequences, causal), or (T, D) with one (new tokens of a paged batch).
 
     ``layer`` is this layer's row in the cache. Taps: q_nope, q_pe, c_kv, k_pe; attention probabilities as
-    probs_BSHL (absorbed path only).
+    probs_BSHL (absorbed form only: not of a prompt that starts with more than ``BATCHED_QUERIES`` tokens in one step).
     """
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
