@@ -313,7 +313,8 @@ def _from_hugging_face(hf: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(hf.get("model_type") or "")
     if kind not in ("deepseek_v2", "deepseek_v3"):
         named = kind or ", ".join(hf.get("architectures") or ()) or "unnamed"
-        raise ConfigError(f"the architecture is {named!r}; supported are deepseek_v2 and deepseek_v3")
+        absent = "" if kind else " and model_type is missing"
+        raise ConfigError(f"the architecture is {named!r}{absent}; supported are deepseek_v2 and deepseek_v3")
     v3 = kind == "deepseek_v3"
     for key, expected, meaning in (
         ("hidden_act", "silu", "other activations"),

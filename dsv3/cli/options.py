@@ -60,6 +60,10 @@ def load_llm(args: argparse.Namespace, *, max_batch_size: int) -> "LLM":
     from dsv3.engine import LLM
 
     config = load_config(args.config) if args.config else weights.read_config(weights.resolve(args.ckpt_path))
+    if args.max_seq_len is not None and not 2 <= args.max_seq_len <= config.max_context:
+        raise RequestError(
+            f"--max-seq-len is {args.max_seq_len}; this model serves from 2 to {config.max_context} tokens"
+        )
     speculative = bool(config.n_mtp_layers) if args.speculative is None else args.speculative
     return LLM(
         args.ckpt_path,

@@ -138,6 +138,8 @@ def test_save_plot_writes_a_figure(generate, tmp_path: Path, expected: str) -> N
     [
         ([""], "prompt is empty"),
         (["x", "--temperature", "-1"], "temperature"),
+        (["x", "--max-seq-len", "1"], "max-seq-len is 1; "),
+        (["x", "--max-seq-len", "99999999"], "max-seq-len is 99999999; "),
         (["x", "--top-p", "0"], "top_p"),
         (["x", "--max-new-tokens", "0"], "max_tokens"),
         (["x", "--interactive"], "exclude each other"),
