@@ -1,7 +1,9 @@
 """The step: schedule, build, run, sample and verify, update, draft. Everything else in this package serves it."""
 
+import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +51,10 @@ class EngineStats:
 
 
 class Engine:
-    """Runs requests over one model and one cache. Knows token ids only; ``LLM`` adds text, loading and waiting."""
+    """Runs requests over one model and one cache. Knows token ids only; ``LLM`` adds text, loading and waiting.
+
+    Threads may share it: ``lock`` is held while requests come, advance or go. A step advances everyone's requests.
+    """
 
     def __init__(self, runner: Runner, config: EngineConfig, drafter: Drafter | None = None) -> None:
         if drafter is None and config.speculative:
@@ -57,6 +62,7 @@ class Engine:
         self.runner = runner
         self.drafter = drafter
         self.stats = EngineStats()
+        self.lock = threading.RLock()
         self.scheduler = Scheduler(
             PageAllocator(runner.cache.n_pages, runner.cache.page_size),
             max_batch_size=config.max_batch_size,
@@ -64,29 +70,38 @@ class Engine:
             lookahead=max(drafter.n_drafts - 1, 0) if drafter is not None else 0,
         )
 
+    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles: locks allow neither
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.RLock())
+
     def check_fits(self, sequence: Sequence) -> None:
         """Raise CapacityError where the request could not finish even with the whole cache to itself."""
         self.scheduler.check_fits(sequence)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request that fits."""
-        self.scheduler.add(sequence)
+        with self.lock:
+            self.scheduler.add(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         """Drop a request, finished or not; its pages are free afterwards."""
-        self.scheduler.remove(sequence)
+        with self.lock:
+            self.scheduler.remove(sequence)
 
     def step(self) -> list[Sequence]:
         """Advance every scheduled request; returns the ones that finished.
 
         An interrupt or an error inside leaves the engine usable: requests that were under way are computed again.
         """
-        try:
-            with torch.inference_mode():
-                return self._step()
-        except BaseException:
-            self.scheduler.recover()
-            raise
+        with self.lock:
+            try:
+                with torch.inference_mode():
+                    return self._step()
+            except BaseException:
+                self.scheduler.recover()
+                raise
 
     def _step(self) -> list[Sequence]:
         started = time.perf_counter()

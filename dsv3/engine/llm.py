@@ -166,7 +166,9 @@ class LLM:
             for sequence in sequences:
                 self.engine.add(sequence)
             while waiting:
-                finished = waiting.intersection(self.engine.step())
+                self.engine.step()
+                # Another thread's step may have finished some of them.
+                finished = {sequence for sequence in waiting if sequence.finish_reason is not None}
                 waiting -= finished
                 bar.update(len(finished))
         finally:
@@ -189,18 +191,19 @@ class LLM:
         try:
             n_ids, n_text = sequence.n_prompt, 0
             while True:
-                # The step of another stream may have advanced this one already.
-                while len(sequence.token_ids) == n_ids:
-                    self.engine.step()
-                text = sequence.text or ""
-                done = sequence.finish_reason is not None
-                event = StreamEvent(
-                    text=text[n_text:],
-                    token_ids=sequence.token_ids[n_ids:],
-                    logprobs=None if sequence.logprobs is None else sequence.logprobs[n_ids - sequence.n_prompt :],
-                    finish_reason=sequence.finish_reason,
-                    output=sequence.output() if done else None,
-                )
+                with self.engine.lock:
+                    # The step of another stream may have advanced this one already.
+                    while len(sequence.token_ids) == n_ids:
+                        self.engine.step()
+                    text = sequence.text or ""
+                    done = sequence.finish_reason is not None
+                    event = StreamEvent(
+                        text=text[n_text:],
+                        token_ids=sequence.token_ids[n_ids:],
+                        logprobs=None if sequence.logprobs is None else sequence.logprobs[n_ids - sequence.n_prompt :],
+                        finish_reason=sequence.finish_reason,
+                        output=sequence.output() if done else None,
+                    )
                 n_ids, n_text = len(sequence.token_ids), len(text)
                 yield event
                 if done:

@@ -3,6 +3,7 @@ import dataclasses
 import gc
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +351,19 @@ def test_progress_goes_to_stderr_alone(make_llm: MakeLLM, capfd: pytest.CaptureF
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "2/2" in captured.err
+
+
+def test_threads_may_share_one_llm(make_llm: MakeLLM) -> None:
+    llm, params = make_llm(), SamplingParams(max_tokens=12)
+    prompts = [[1 + i, 2, 3] for i in range(6)]
+    expected = [llm.generate(prompt, params)[0].token_ids for prompt in prompts]
+
+    def answer(i: int) -> list[int]:
+        if i % 2:
+            return llm.generate(prompts[i], params)[0].token_ids
+        return [token for event in llm.stream(prompts[i], params) for token in event.token_ids]
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(answer, range(len(prompts)))) == expected
+    assert free(llm)
+    assert copy.deepcopy(llm).generate(prompts[0], params)[0].token_ids == expected[0]
