@@ -11,6 +11,7 @@ and of seconds, so a run of bounded time still ends with a decayed rate. ``stop_
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -348,6 +349,8 @@ def _first_documents(store: TokenStore, n: int | None) -> TokenStore:
 
 def compile_blocks(model: Transformer) -> None:
     """Compile what is worth fusing, block by block: attention, experts, MLPs. Not the gates, which are listened to."""
+    # Rotations are complex products; inductor leaves those as they are, which is meant, and says so, which alarms.
+    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
     for block in [*model.layers, *model.mtp]:
         assert isinstance(block, Block)
         ffn = (block.ffn.experts, block.ffn.shared_experts) if isinstance(block.ffn, MoE) else (block.ffn,)
