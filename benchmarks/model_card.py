@@ -39,7 +39,7 @@ from dsv3.train.balance import Router
 from dsv3.train.corpus import TokenStore
 from dsv3.train.data import ValidationSet
 from dsv3.train.evaluate import evaluate
-from dsv3.train.trainer import _first_documents
+from dsv3.train.trainer import first_documents
 
 NAME = "model_card"
 ROWS_AT_ONCE = 4  # of 1,024 tokens: more would not be faster on one thread
@@ -64,7 +64,7 @@ def main() -> int:
     device = f"{cpu_name()}, threads: {args.threads}"
     setting = Setting(name=NAME, device=device, versions=versions_of("torch"))
     rows = [
-        *of_held_out_text(llm, _first_documents(validation, args.documents), held_out, setting),
+        *of_held_out_text(llm, first_documents(validation, args.documents), held_out, setting),
         *of_generation(llm, held_out, setting),
     ]
     print(f"{setting.device}; {setting.versions}; commit {setting.commit}\n\n{table(rows)}")

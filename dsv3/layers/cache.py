@@ -125,16 +125,12 @@ def _group(
     B = len(kv_lens)
     uniform = min(kv_lens) == L
     slots: Tensor | slice
-    if B == 1 and _adjacent(pages := page_table[0][: -(-L // size)]):
+    n_pages = -(-L // size)
+    if B == 1 and _adjacent(pages := page_table[0][:n_pages]):
         slots = slice(pages[0] * size, pages[0] * size + L)
     else:
-        n_pages = -(-L // size)
         pages_BP = torch.tensor([[*p[:n_pages], *[p[0]] * (n_pages - len(p))] for p in page_table], device=device)
-        slots_BL = (
-            (pages_BP.unsqueeze(-1) * size + offsets_L[:size]).flatten(1)[:, :L]
-            if size <= L
-            else (pages_BP * size + offsets_L)
-        )
+        slots_BL = (pages_BP.unsqueeze(-1) * size + torch.arange(size, device=device)).flatten(1)[:, :L]
         if not uniform:
             # A slot behind the end may hold anything, NaN included, and 0 * NaN is NaN: never read one.
             behind = offsets_L >= torch.tensor(kv_lens, device=device).unsqueeze(-1)

@@ -326,7 +326,7 @@ class Trainer:
             device=self.device,
         )
         self._data_identity = {"tokenizer": stores[0].fingerprint, "steps_per_epoch": data.steps_per_epoch}
-        held_out = _first_documents(stores[1], config.eval_documents)
+        held_out = first_documents(stores[1], config.eval_documents)
         validation = {
             language: ValidationSet(
                 held_out, language, config.seq_len, config.micro_batch_size, mtp=n_mtp, device=self.device
@@ -336,7 +336,7 @@ class Trainer:
         return data, validation
 
 
-def _first_documents(store: TokenStore, n: int | None) -> TokenStore:
+def first_documents(store: TokenStore, n: int | None) -> TokenStore:
     """The store with only the first ``n`` documents of each language; all of them for None."""
     if n is None:
         return store
