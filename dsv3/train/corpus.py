@@ -9,6 +9,10 @@ a zip of ``.npy`` arrays (so `numpy.load` opens it too) with a ``meta.json``. Fo
 
 The zip's checksums reveal a damaged or cut file; the tokeniser's fingerprint in ``meta.json`` one that belongs
 elsewhere.
+
+What stands here as a language is any *stream* of documents that training mixes with the others. The command adds one
+of synthetic documents for each language, "recall-en" and so on (`dsv3.train.recall`). Such a stream may hold more than
+an epoch should take: ``per_epoch`` says what share of a pass over it one epoch takes, 1 where nothing is said.
 """
 
 import argparse
@@ -17,15 +21,19 @@ import errno
 import io
 import json
 import lzma
+import math
+import multiprocessing
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -34,11 +42,14 @@ from dsv3.tokenizer import Tokenizer
 
 SEPARATOR = "<|doc|>"
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 _FORMAT = "dsv3-tokens-1"
 # What reading a damaged zip, or a zip of something else, can raise.
 _DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError)
 _ARRAYS = {"tokens": np.uint16, "starts": np.int64, "n_bytes": np.int64}
-_DOCUMENTS_AT_ONCE = 128  # one call into the tokeniser, which spreads it over the cores
+_MAX_WORKERS = 16  # more would wait for the files to be read, which this process does
+_DOCUMENTS_AT_ONCE = 64  # one call into the tokeniser, which spreads it over the cores
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,18 @@ class TokenStore:
     vocab_size: int
     bos_id: int
     eos_id: int
+    per_epoch: dict[str, float] = field(default_factory=dict)  # share of a pass that an epoch takes; all are filled in
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError when `per_epoch` names a stream that is not there, or is no positive number."""
+        if unknown := set(self.per_epoch) - set(self.languages):
+            raise ConfigError(
+                f"per_epoch names {', '.join(sorted(unknown))}; the token file holds {', '.join(self.languages)}."
+            )
+        whole = {language: float(self.per_epoch.get(language, 1.0)) for language in self.languages}
+        if not all(0 < share < math.inf for share in whole.values()):
+            raise ConfigError(f"per_epoch {dict(self.per_epoch)}: expected numbers greater than 0.")
+        object.__setattr__(self, "per_epoch", whole)
 
     def __getitem__(self, language: str) -> Documents:
         if language not in self.languages:
@@ -101,6 +124,7 @@ class TokenStore:
                 name: {"documents": len(docs), "tokens": len(docs.tokens), "bytes": docs.total_bytes}
                 for name, docs in self.languages.items()
             },
+            "per_epoch": self.per_epoch,
         }
         method = zipfile.ZIP_LZMA if compress else zipfile.ZIP_STORED
         with replacing(path) as beside, zipfile.ZipFile(beside, "w", method) as archive:
@@ -120,11 +144,12 @@ class TokenStore:
             with zipfile.ZipFile(path) as archive:
                 meta = json.loads(archive.read("meta.json"))
                 languages = {name: _read_documents(archive, name) for name in meta["languages"]}
-            store = cls(languages, meta["fingerprint"], meta["vocab_size"], meta["bos_id"], meta["eos_id"])
+            per_epoch = dict(meta.get("per_epoch", {}))  # files from before there was such a share lack it
+            store = cls(languages, meta["fingerprint"], meta["vocab_size"], meta["bos_id"], meta["eos_id"], per_epoch)
             known = meta["format"] == _FORMAT
         except FileNotFoundError as error:
             raise CheckpointError(f"no token file {path}. Make it from text files with dsv3.train.corpus.") from error
-        except _DAMAGE as error:
+        except (*_DAMAGE, ConfigError) as error:
             raise CheckpointError(
                 f"{path} is damaged, cut short or no token file ({type(error).__name__}: {error}). Make it again."
             ) from error
@@ -209,33 +234,109 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Documents:
 
     Raises ConfigError when the tokeniser has no BOS or EOS, or ids that 16 bits cannot hold.
     """
+    _check_marks(tokenizer)
+    return join([_encode(tokenizer, some) for some in _chunks(texts, _DOCUMENTS_AT_ONCE)])
+
+
+def tokenize_files(
+    sources: Mapping[str, str | os.PathLike[str]],
+    tokenizer: Tokenizer,
+    *,
+    progress: bool = True,
+    workers: "Workers | None" = None,
+) -> TokenStore:
+    """One text file per language -> a store. The bar on stderr counts bytes of the (compressed) files.
+
+    workers: processes that hold the same tokeniser; with several, the files are read at the same time.
+    """
+    from tqdm import tqdm
+
+    _check_marks(tokenizer)
+    workers = workers or Workers(tokenizer, 1)
+    total = sum(os.path.getsize(path) for path in sources.values() if os.path.exists(path))
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+
+        def tokenize_file(source: tuple[str, str | os.PathLike[str]]) -> Documents:
+            language, path = source
+            bar.set_description(f"tokenise {language}")
+            chunks = _chunks(read_documents(path, bar.update), _DOCUMENTS_AT_ONCE)
+            return join([part.result() for part in [workers.submit(_encode, some) for some in chunks]])
+
+        with ThreadPoolExecutor(len(sources) if workers.count > 1 else 1) as readers:
+            languages = dict(zip(sources, readers.map(tokenize_file, sources.items()), strict=True))
+    return _store(languages, tokenizer)
+
+
+def join(parts: list[Documents]) -> Documents:
+    """The documents of all parts, one after another."""
+    starts = np.cumsum([0, *np.concatenate([np.diff(part.starts) for part in parts])], dtype=np.int64)
+    return Documents(
+        np.concatenate([part.tokens for part in parts]), starts, np.concatenate([part.n_bytes for part in parts])
+    )
+
+
+class Workers:
+    """Processes that each hold the tokeniser, which is slow to send along; one worker is this process itself.
+
+    The tokeniser's own threads use all cores for finding ids, but turning those into arrays is Python's work, one core
+    a process.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, count: int) -> None:
+        if count < 1:
+            raise ConfigError(f"{count} workers: expected 1 or more.")
+        self.count, self._tokenizer = count, tokenizer
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        if self.count > 1:
+            # Not forked: the tokeniser's threads would not exist in the copy, and their locks would stay shut.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, context, _hold, (self._tokenizer,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def submit(
+        self,
+        function: Callable[Concatenate[Tokenizer, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> "Future[Result]":
+        """function(tokenizer, ...) in one of the processes; done at once where there is but this one."""
+        if self._pool is not None:
+            return self._pool.submit(_call, function, args, kwargs)
+        done: Future[Result] = Future()
+        done.set_result(function(self._tokenizer, *args, **kwargs))
+        return done
+
+
+_held: list[Tokenizer] = []  # the tokeniser of a worker process, and nothing in any other
+
+
+def _hold(tokenizer: Tokenizer) -> None:
+    _held[:] = [tokenizer]
+
+
+def _call(function: Callable[..., Result], args: tuple[object, ...], kwargs: dict[str, object]) -> Result:
+    return function(_held[0], *args, **kwargs)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Documents:
+    encoded = tokenizer.encode_batch(texts, bos=True, parse_special=False)
+    pieces = [np.array([*ids, tokenizer.eos_id], dtype=np.uint16) for ids in encoded]
+    starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+    return Documents(np.concatenate(pieces), starts, np.array([len(text.encode()) for text in texts], dtype=np.int64))
+
+
+def _check_marks(tokenizer: Tokenizer) -> None:
     if tokenizer.bos_id is None or tokenizer.eos_id is None:
         raise ConfigError("the tokeniser names no bos_token or no eos_token, which separate the training documents.")
     if tokenizer.vocab_size > 2**16:
         raise ConfigError(f"vocabulary of {tokenizer.vocab_size} ids: token files hold 16-bit ids, 65536 at most.")
-    pieces: list[np.ndarray] = []
-    n_bytes: list[int] = []
-    for some in _chunks(texts, _DOCUMENTS_AT_ONCE):
-        for ids in tokenizer.encode_batch(some, bos=True, parse_special=False):
-            pieces.append(np.array([*ids, tokenizer.eos_id], dtype=np.uint16))
-        n_bytes += [len(text.encode()) for text in some]
-    starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-    return Documents(np.concatenate(pieces), starts, np.array(n_bytes, dtype=np.int64))
-
-
-def tokenize_files(
-    sources: Mapping[str, str | os.PathLike[str]], tokenizer: Tokenizer, *, progress: bool = True
-) -> TokenStore:
-    """One text file per language -> a store. The bar on stderr counts bytes of the (compressed) files."""
-    from tqdm import tqdm
-
-    total = sum(os.path.getsize(path) for path in sources.values() if os.path.exists(path))
-    languages = {}
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
-        for language, path in sources.items():
-            bar.set_description(f"tokenise {language}")
-            languages[language] = tokenize(read_documents(path, bar.update), tokenizer)
-    return _store(languages, tokenizer)
 
 
 def tokenize_verses(path: str | os.PathLike[str], languages: Iterable[str], tokenizer: Tokenizer) -> TokenStore:
@@ -312,15 +413,51 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="tiny", help="directory with tokenizer.json (default: the embedded one)")
     parser.add_argument("--languages", nargs="+", default=["en", "es", "zh"])
     parser.add_argument("--compress", action="store_true", help="LZMA: half the size, slower to write and to read")
+    parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.03,
+        metavar="SHARE",
+        help="share of each language's rows that are recall documents, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recall-epochs", type=int, default=12, metavar="N", help="epochs until recall documents repeat (%(default)s)"
+    )
+    parser.add_argument(
+        "--recall-length",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens of a recall document: the seq_len of the training run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, _MAX_WORKERS),
+        metavar="N",
+        help=f"processes (default: one per core, {_MAX_WORKERS} at most)",
+    )
     args = parser.parse_args()
-    from dsv3.weights import resolve  # here, because it imports torch, which nothing else in this file needs
+    # Here, because recall builds on this file, and weights imports torch, which nothing else in this file needs.
+    from dsv3.train.recall import add_recall
+    from dsv3.weights import resolve
 
     tokenizer = Tokenizer.from_dir(resolve(args.tokenizer))
-    for split in ("train", "val"):
-        sources = {language: args.corpus / f"{language}.{split}.txt.xz" for language in args.languages}
-        tokenize_files(sources, tokenizer).save(args.out / f"{split}.npz", compress=args.compress)
+    files = {
+        split: {language: args.corpus / f"{language}.{split}.txt.xz" for language in args.languages}
+        for split in ("train", "val")
+    }
+    with Workers(tokenizer, args.workers) as workers:
+        train = tokenize_files(files["train"], tokenizer, workers=workers)
+        options = {"share": args.recall, "epochs": args.recall_epochs, "length": args.recall_length}
+        train = add_recall(train, tokenizer, **options, workers=workers)
+    train.save(args.out / "train.npz", compress=args.compress)
+    tokenize_files(files["val"], tokenizer).save(args.out / "val.npz", compress=args.compress)
     verses = tokenize_verses(args.corpus / "parallel.tsv.xz", args.languages, tokenizer)
     verses.save(args.out / "heldout.npz", compress=args.compress)
+    for name, docs in train.languages.items():
+        n_tokens = round(len(docs.tokens) * train.per_epoch[name])
+        sys.stderr.write(f"{name}: {len(docs)} documents, {n_tokens} tokens an epoch\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,12 @@ per MTP module). So every token is a target once per pass, and nothing is paddin
     row 1                      |---- seq_len ----|++
 
 An *epoch* is a list of rows of all languages in stated proportions, shuffled, so a batch mixes languages and books. A
-language that needs more rows than it has starts its next pass, in a new order; over the epochs none of its rows is
-left out.
+language that needs more rows than it has starts its next pass, in a new order; one that needs fewer goes on in the next
+epoch where it stopped. Over the epochs none of its rows is left out. Without proportions an epoch takes one pass of
+each language, or that part of it which the token file states (``per_epoch``).
+
+Documents of exactly `seq_len` tokens fill one row each, whatever their order (all but the last one of a pass, which
+has no row after it to lend 1 + `mtp` tokens). Recall documents are of such a kind.
 
 Every batch is a function of (seed, epoch, step) alone: resuming needs no other state, and rank r of w takes the r-th
 share of each global batch. A batch is one `searchsorted` and one gather on whichever device holds the tokens (45M ids
@@ -77,8 +81,8 @@ class PackedDataset:
         world: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        """batch_size: rows per rank and step. proportions: share of rows per language (any scale); None takes each
-        language once per epoch. device: where the tokens live and the batches appear.
+        """batch_size: rows per rank and step. proportions: share of rows per language (any scale); None takes the
+        part of a pass of each that `store.per_epoch` states. device: where the tokens live and the batches appear.
 
         Raises ConfigError for sizes below 1, unknown languages, a language shorter than a row, an epoch shorter than
         a step.
@@ -101,7 +105,7 @@ class PackedDataset:
                     f"language {language!r} has {len(documents.tokens)} tokens, fewer than one row of {self.width}."
                     " Shorten seq_len or give more text."
                 )
-        self._rows_per_epoch = self._apportion(proportions)
+        self._rows_per_epoch = self._apportion(proportions, store.per_epoch)
         self.steps_per_epoch = sum(self._rows_per_epoch) // (batch_size * world)
         if self.steps_per_epoch == 0:
             raise ConfigError(
@@ -133,9 +137,9 @@ class PackedDataset:
                 step += 1
             epoch, step = epoch + 1, 0
 
-    def _apportion(self, proportions: Mapping[str, float] | None) -> list[int]:
+    def _apportion(self, proportions: Mapping[str, float] | None, per_epoch: Mapping[str, float]) -> list[int]:
         if proportions is None:
-            return self._rows_per_pass
+            return [round(n * per_epoch[name]) for name, n in zip(self.languages, self._rows_per_pass, strict=True)]
         unknown = set(proportions) - set(self.languages)
         if unknown:
             raise ConfigError(

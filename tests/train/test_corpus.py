@@ -1,5 +1,6 @@
 """Text files to token files: reading, tokenising, saving, and every way in which a file can be wrong."""
 
+import dataclasses
 import json
 import lzma
 import zipfile
@@ -12,7 +13,7 @@ import dsv3.tokenizer
 import dsv3.train.corpus as subject
 from dsv3.errors import CapacityError, CheckpointError, ConfigError
 from dsv3.tokenizer import Tokenizer
-from dsv3.train.corpus import TokenStore, read_documents, read_verses, tokenize_files, tokenize_verses
+from dsv3.train.corpus import TokenStore, Workers, join, read_documents, read_verses, tokenize_files, tokenize_verses
 
 TINY = Path(dsv3.tokenizer.__file__).parent / "assets" / "tiny"
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
@@ -108,6 +109,33 @@ def test_the_progress_bar_goes_to_stderr(
     out, err = capfd.readouterr()
     assert out == ""
     assert "tokenise zh: 100%" in err
+
+
+def test_processes_give_the_same_documents(tmp_path: Path, tiny: Tokenizer) -> None:
+    files = {language: tmp_path / f"{language}.txt" for language in ("en", "es", "zh")}
+    for language, file in files.items():  # more documents than one call into the tokeniser takes
+        file.write_text("\n<|doc|>\n".join(f"{language} {d}" for d in range(150)), encoding="utf-8")
+    alone = tokenize_files(files, tiny, progress=False)
+    with Workers(tiny, 2) as workers:
+        shared = tokenize_files(files, tiny, progress=False, workers=workers)
+        files["es"].write_bytes(b"\xff")
+        with pytest.raises(ConfigError, match=r"es\.txt, line 1, is not UTF-8"):
+            tokenize_files(files, tiny, progress=False, workers=workers)
+    assert list(alone.languages) == list(shared.languages) == list(files)
+    for language in files:
+        assert tiny.decode(alone[language][149]) == f"{language} 149"
+        for name in ("tokens", "starts", "n_bytes"):
+            np.testing.assert_array_equal(getattr(alone[language], name), getattr(shared[language], name))
+    with pytest.raises(ConfigError, match="0 workers"):
+        Workers(tiny, 0)
+
+
+def test_join(store: TokenStore) -> None:
+    both = join([store["zh"], store["en"]])
+    assert len(both) == 5
+    assert both[1].tolist() == store["zh"][1].tolist()
+    assert both[4].tolist() == store["en"][2].tolist()
+    assert both.total_bytes == store["zh"].total_bytes + store["en"].total_bytes
 
 
 def test_a_tokeniser_that_cannot_mark_documents(tmp_path: Path, sources: dict[str, Path]) -> None:
@@ -207,10 +235,41 @@ def test_wrong_content(store: TokenStore, tmp_path: Path) -> None:
         ({}, {"format": "other-2"}, "format 'other-2', expected 'dsv3-tokens-1'"),
         ({}, {"languages": {"fr": {}}}, "fr.tokens"),
         ({}, {"languages": 3}, "not iterable"),
+        ({}, {"per_epoch": {"fr": 1.0}}, "per_epoch names fr; the token file holds en, zh"),
+        ({}, {"per_epoch": {"en": 0}}, "per_epoch .* expected numbers greater than 0"),
+        ({}, {"per_epoch": {"en": "all"}}, "could not convert"),
+        ({}, {"per_epoch": 3}, "not iterable"),
     ]
     for arrays, meta, message in cases:
         with pytest.raises(CheckpointError, match=message):
             TokenStore.load(rewrite(store, tmp_path / "wrong.npz", arrays, **meta))
+
+
+def test_share_of_an_epoch(store: TokenStore, tmp_path: Path) -> None:
+    assert store.per_epoch == {"en": 1.0, "zh": 1.0}
+    partly = dataclasses.replace(store, per_epoch={"zh": 0.25})
+    partly.save(tmp_path / "t.npz")
+    assert TokenStore.load(tmp_path / "t.npz").per_epoch == {"en": 1.0, "zh": 0.25}
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="greater than 0"):
+            dataclasses.replace(store, per_epoch={"zh": wrong})
+    with pytest.raises(ConfigError, match="names fr, it; the token file holds en, zh"):
+        dataclasses.replace(store, per_epoch={"it": 1, "fr": 1})
+
+
+def test_a_file_from_before_there_were_shares_still_loads(store: TokenStore, tmp_path: Path) -> None:
+    store.save(tmp_path / "new.npz")
+    with zipfile.ZipFile(tmp_path / "new.npz") as source, zipfile.ZipFile(tmp_path / "old.npz", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "meta.json":
+                meta = json.loads(content)
+                del meta["per_epoch"]
+                content = json.dumps(meta).encode()
+            target.writestr(name, content)
+    old = TokenStore.load(tmp_path / "old.npz")
+    assert old.per_epoch == {"en": 1.0, "zh": 1.0}
+    np.testing.assert_array_equal(old["zh"].tokens, store["zh"].tokens)
 
 
 def test_check(store: TokenStore, tiny: Tokenizer, tmp_path: Path) -> None:
@@ -255,14 +314,45 @@ def test_the_corpus_itself(tmp_path: Path, tiny: Tokenizer) -> None:
     assert len(read_verses(CORPUS / "parallel.tsv.xz", ["es"])["es"]) == 4 + 4 + 16
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_command(corpus: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, TokenStore]:
+    table = b"ref\tsplit\ten\tzh\nRuth 1:1\theldout\tNow it came\t\xe5\xbd\x93\n"
+    (corpus / "parallel.tsv.xz").write_bytes(lzma.compress(table))
+    monkeypatch.setattr("sys.argv", ["corpus", str(corpus), str(corpus / "out"), *options])
+    subject.main()
+    return {file.stem: TokenStore.load(file) for file in (corpus / "out").iterdir()}
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Tokenizer) -> None:
     for split in ("train", "val"):
         (tmp_path / f"en.{split}.txt.xz").write_bytes(lzma.compress(f"text to {split}".encode()))
-    table = b"ref\tsplit\ten\nRuth 1:1\theldout\tNow it came\n"
-    (tmp_path / "parallel.tsv.xz").write_bytes(lzma.compress(table))
-    out = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["corpus", str(tmp_path), str(out), "--languages", "en", "--compress"])
-    subject.main()
-    tiny = Tokenizer.from_dir(TINY)
-    texts = {file.stem: tiny.decode(TokenStore.load(file)["en"][0]) for file in out.iterdir()}
+    stores = run_command(tmp_path, monkeypatch, "--languages", "en", "--compress", "--workers", "1")
+    texts = {name: tiny.decode(store["en"][0]) for name, store in stores.items()}
     assert texts == {"train": "text to train", "val": "text to val", "heldout": "Now it came"}
+    assert stores["train"].per_epoch == {"en": 1.0}  # too little text for a row of recall
+
+
+def test_command_with_recall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, tiny: Tokenizer
+) -> None:
+    texts = {"en": "Once upon a time there was a king.\n", "zh": "从前有一个国王。\n"}
+    for language, line in texts.items():
+        for split, n in (("train", 40), ("val", 2)):
+            content = f"\n{subject.SEPARATOR}\n".join([line * 100] * n)
+            (tmp_path / f"{language}.{split}.txt.xz").write_bytes(lzma.compress(content.encode()))
+    options = "--languages en zh --recall 0.1 --recall-epochs 3 --recall-length 256 --workers 2".split()
+    stores = run_command(tmp_path, monkeypatch, *options)
+    assert list(stores["val"].languages) == list(stores["heldout"].languages) == ["en", "zh"]
+    train = stores["train"]
+    assert list(train.languages) == ["en", "zh", "recall-en", "recall-zh"]
+    for language in ("en", "zh"):
+        recall = train[f"recall-{language}"]
+        assert train.per_epoch[f"recall-{language}"] == pytest.approx(1 / 3)
+        assert set(np.diff(recall.starts)) == {256}
+        rows = len(train[language].tokens) // 256
+        assert (len(recall) - 1) / 3 == round(rows / 9)
+    assert "？" in tiny.decode(train["recall-zh"][0])
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"recall-en: {len(train['recall-en'])} documents" in err
+    stores = run_command(tmp_path, monkeypatch, *options, "--recall", "0")
+    assert list(stores["train"].languages) == ["en", "zh"]

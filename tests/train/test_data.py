@@ -1,6 +1,8 @@
 """Packing, mixing, sharding and resuming, on stores whose every token is told apart by its id."""
 
+import dataclasses
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -166,6 +168,54 @@ def test_proportions() -> None:
     assert times.sum() == 73 * 90
     assert times.max() <= 73
     assert times[1:].min() > 20  # a pass leaves out its tail only, which is another one in another order
+
+
+@given(
+    share=st.floats(0.02, 2.5),
+    lengths=st.lists(st.integers(2, 40), min_size=4, max_size=12),
+    seq_len=st.integers(1, 12),
+    n_epochs=st.integers(1, 6),
+)
+def test_an_epoch_takes_the_share_of_a_pass_that_the_file_states(
+    share: float, lengths: list[int], seq_len: int, n_epochs: int
+) -> None:
+    """Epochs continue the pass: no row comes again before all of them came once."""
+    lengths[0] += 3 * seq_len  # a row at least
+    store = numbered({"en": [60] * 3, "es": lengths})
+    data = PackedDataset(dataclasses.replace(store, per_epoch={"es": share}), seq_len, 1)
+    per_pass = (sum(lengths) - 2) // seq_len
+    epochs = [epoch_of(data, epoch) for epoch in range(n_epochs)]
+    assert [counts(batches)[:2] for batches in epochs] == [[178 // seq_len, round(per_pass * share)]] * n_epochs
+    rows = [row for batches in epochs for batch in batches if batch.languages_B[0] == 1 for row in rows_of([batch])]
+    # Within the passes that are complete, every target occurs as often as there were passes, less the tail each drops.
+    times = Counter(target for row in rows for target in row[1 : seq_len + 1])
+    assert max(times.values(), default=0) <= -(-len(rows) // per_pass)
+    if len(rows) <= per_pass:
+        assert len(times) == len(rows) * seq_len
+
+
+def test_proportions_overrule_the_file() -> None:
+    store = dataclasses.replace(numbered({"en": [100] * 6, "es": [100] * 6}), per_epoch={"es": 0.1})
+    data = PackedDataset(store, 10, 1, proportions={"en": 1, "es": 1})
+    assert counts(epoch_of(data, 0))[:2] == [59, 59]
+
+
+@pytest.mark.parametrize("mtp", [0, 1, 2])
+def test_documents_of_a_rows_length_fill_one_row_each(mtp: int) -> None:
+    store = dataclasses.replace(numbered({"en": [40] * 3, "es": [10] * 13}), per_epoch={"es": 0.25})
+    data = PackedDataset(store, 10, 1, mtp=mtp)
+    seen: list[int] = []
+    for epoch in range(4):
+        batches = [batch for batch in epoch_of(data, epoch) if batch.languages_B[0] == 1]
+        assert len(batches) == 3
+        for batch in batches:
+            tokens = batch.tokens_BS[0, :10]
+            assert (int(tokens[0]) - 40_120) % 10 == 0
+            assert torch.equal(tokens, tokens[0] + torch.arange(10))
+            assert len(batch.documents_BS[0, :10].unique()) == 1
+            assert batch.positions_BS[0, :11].tolist() == [*range(10), 0]
+            seen.append(int(tokens[0]))
+    assert len(set(seen)) == 12  # four epochs of a quarter: all documents but the one that ends the pass
 
 
 def test_languages_and_books_are_mixed_within_a_batch() -> None:
