@@ -89,7 +89,7 @@ window/la ventana/窗户下; kitchen table/la mesa de la cocina/厨房桌子下;
 carpet/la alfombra/地毯下; pillow/la almohada/枕头下; boat/la barca/小船下; lighthouse/el faro/灯塔下;
 fountain/la fuente/喷泉下; statue/la estatua/石像下; willow/el sauce/柳树下; pine/el pino/松树下;
 walnut tree/el nogal/核桃树下; olive tree/el olivo/橄榄树下; vine/la parra/葡萄架下; threshold/el umbral/门槛下;
-church/la iglesia/教堂下; chapel/la capilla/礼拜堂下; cellar/la bodega/酒窖下; barn/el granero/谷仓下;
+church/la iglesia/教堂下; chapel/la capilla/礼拜堂下; doormat/el felpudo/门垫下; barn/el granero/谷仓下;
 cart/el carro/马车下; barrel/el barril/酒桶下; anvil/el yunque/铁砧下; oven/el horno/烤炉下; clock/el reloj/大钟下;
 bell tower/el campanario/钟楼下; bench/el banco/长凳下; sundial/el reloj de sol/日晷下; balcony/el balcón/阳台下;
 arch/el arco/拱门下; cherry tree/el cerezo/樱桃树下; lemon tree/el limonero/柠檬树下; cliff/el acantilado/悬崖下;
