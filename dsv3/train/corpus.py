@@ -259,8 +259,16 @@ def tokenize_files(
         def tokenize_file(source: tuple[str, str | os.PathLike[str]]) -> Documents:
             language, path = source
             bar.set_description(f"tokenise {language}")
-            chunks = _chunks(read_documents(path, bar.update), _DOCUMENTS_AT_ONCE)
-            return join([part.result() for part in [workers.submit(_encode, some) for some in chunks]])
+            parts: list[Future[Documents]] = []
+            read: list[int] = []  # bytes not yet shown: they count once their documents are ids
+            for some in _chunks(read_documents(path, read.append), _DOCUMENTS_AT_ONCE):
+                parts.append(workers.submit(_encode, some))
+                n_read = sum(read)
+                parts[-1].add_done_callback(lambda _, n=n_read: bar.update(n))
+                read.clear()
+            documents = join([part.result() for part in parts])
+            bar.update(sum(read))
+            return documents
 
         with ThreadPoolExecutor(len(sources) if workers.count > 1 else 1) as readers:
             languages = dict(zip(sources, readers.map(tokenize_file, sources.items()), strict=True))
