@@ -4,8 +4,23 @@ matplotlib is imported in this package only. Drawing uses its object interface o
 global figure list and no display are involved, and a figure is freed like any other object.
 """
 
+from dsv3.viz.comparison import describe_comparison, draw_comparison
+from dsv3.viz.languages import describe_language_shares, draw_language_shares
+from dsv3.viz.recall import describe_recall, draw_recall
 from dsv3.viz.routing import describe_expert_load, draw_expert_load
 from dsv3.viz.theme import save
 from dsv3.viz.training import describe_training, draw_training
 
-__all__ = ["describe_expert_load", "describe_training", "draw_expert_load", "draw_training", "save"]
+__all__ = [
+    "describe_comparison",
+    "describe_expert_load",
+    "describe_language_shares",
+    "describe_recall",
+    "describe_training",
+    "draw_comparison",
+    "draw_expert_load",
+    "draw_language_shares",
+    "draw_recall",
+    "draw_training",
+    "save",
+]

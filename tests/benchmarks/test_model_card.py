@@ -12,11 +12,12 @@ from dsv3.train.corpus import SEPARATOR, tokenize_files
 from tests.checkpoints import ROOT, write_small_checkpoint
 
 SCRIPT = ROOT / "benchmarks" / "model_card.py"
-TEXTS = {
-    "en": ["In the beginning was the word, and the word was written down. " * 12, "And there was evening. " * 20],
-    "es": ["En el principio era la palabra, y la palabra se escribió. " * 12, "Y fue la tarde. " * 20],
-    "zh": ["太初有字，字写下来了。" * 20, "有晚上，有早晨。" * 20],
+TEXTS = {  # paragraphs of several lengths, so that needles find runs of them that fill a prompt
+    "en": [f"In the beginning was the word {i}.\n{'And the word was written down. ' * (i % 4)}" for i in range(12)],
+    "es": [f"En el principio era la palabra {i}.\n{'Y la palabra se escribió. ' * (i % 4)}" for i in range(12)],
+    "zh": [f"太初有字{i}。\n{'字写下来了。' * (i % 4)}" for i in range(12)],
 }
+TEXTS = {language: ["\n".join(lines) for lines in (texts, texts[::-1])] for language, texts in TEXTS.items()}
 
 
 @pytest.fixture
@@ -26,13 +27,6 @@ def card(monkeypatch: pytest.MonkeyPatch):
     import model_card
 
     return model_card
-
-
-def test_repetition_counts_the_grams_seen_before(card) -> None:
-    assert card.repeated_share([1, 2, 3, 4, 5, 6]) == 0
-    assert card.repeated_share([7] * 13) == 0.9  # ten 4-grams, nine of them seen before
-    assert card.repeated_share([1, 2, 1, 2, 1], n=2) == 0.5
-    assert card.repeated_share([1, 2, 3]) == 0
 
 
 def test_distance_is_zero_for_equal_routing_and_one_for_disjoint(card) -> None:
@@ -69,13 +63,22 @@ def test_every_figure_of_a_small_model(tmp_path: Path) -> None:
         (tmp_path / f"{language}.txt").write_text(f"\n{SEPARATOR}\n".join(texts), encoding="utf-8")
     files = {language: tmp_path / f"{language}.txt" for language in TEXTS}
     store = tokenize_files(files, Tokenizer.from_dir(checkpoint), progress=False)
-    for name in ("val.npz", "heldout.npz"):
+    for name in ("train.npz", "val.npz", "heldout.npz"):
         store.save(tmp_path / name)
-    done = run("--data", tmp_path, "--ckpt-path", checkpoint)
+    quick = ("--threads", "1", "--documents", "2", "--chapters", "2", "--trials", "1", "--lengths", "96", "112")
+    done = run("--data", tmp_path, "--ckpt-path", checkpoint, *quick)
     assert done.returncode == 0, done.stderr
-    for case in ("bits per byte, held-out verses", "MTP agreement, validation", "repeated 4-grams, sampled"):
+    writing = ("MTP acceptance", "repeated 4-grams", "longest verbatim run", "other script")
+    cases = [f"{figure}, {mode}" for figure in writing for mode in ("greedy", "sampled")]
+    cases += ["bits per byte, validation", "bits per byte, held-out verses", "MTP agreement, validation"]
+    cases += ["longest verbatim run, true continuation", "needle accuracy"]
+    for case in cases:
         for language in TEXTS:
             assert f"| {case}, {language}" in done.stdout
+    for language in ("en", "es"):
+        assert f"| other language leads, sampled, {language}" in done.stdout
     for block in ("layer 1", "MTP 0"):
         assert f"| language distance, {block}" in done.stdout
-    assert "'seed': 2, 'prompt': '从前有一个'" in done.stdout
+    same = [line for line in done.stdout.splitlines() if line.startswith("| speculative = plain")]
+    assert [[cell.strip() for cell in line.split("|")[2:4]] for line in same] == [["of 2 texts", "2 ± 0%"]] * 3
+    assert "'seed': 3, 'prompt': '老人说：“孩子，'" in done.stdout
