@@ -3,6 +3,7 @@
 Each subcommand is a module here with ``add_arguments(parser)`` and ``run(args)``; only the one that was asked for is
 imported, and it imports torch, the engine or matplotlib where it first needs them. A user's mistake ends in one line,
 ``dsv3: error: ...``, and an exit code: 2 for a request that cannot be served as typed, 1 for a failure, 130 for Ctrl-C.
+A ``run`` may return an exit code of its own.
 """
 
 import argparse
@@ -32,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _never_fail_on_a_character()
     args = _parser(arguments).parse_args(arguments)
     try:
-        args.run(args)
+        code = args.run(args)
         sys.stdout.flush()
-        return 0
+        return code or 0
     except BrokenPipeError:
         # The reader has left, as `head` does. The interpreter flushes stdout once more on its way out: give it a sink.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -49,8 +49,9 @@ def save_state(directory: str | Path, step: int, state: dict[str, Any], *, keep:
     except BaseException:  # an interrupt must not leave the unfinished file either
         beside.unlink(missing_ok=True)
         raise
-    for old in state_paths(directory)[:-keep]:
-        old.unlink()
+    killed_while_writing = directory.glob("step-*.tmp")
+    for old in (*state_paths(directory)[:-keep], *killed_while_writing):
+        old.unlink(missing_ok=True)
     return path
 
 

@@ -11,11 +11,11 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dsv3.errors import CheckpointError
+from dsv3.errors import CapacityError, CheckpointError
 
 Record = dict[str, Any]
 
@@ -35,16 +35,33 @@ def read_log(path: str | Path) -> list[Record]:
     return records
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CapacityError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another out, and go on with --resume"
+        ) from None
+
+
 def _write_beside(path: Path, text: str) -> None:
     beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with _explained(path):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
 
 
 class RunLog:
     """Appends records to ``path``.
 
     after_step: keep the records up to this step; None starts an empty log. write: False on ranks that only watch.
+    Raises CapacityError where the disk refuses.
     """
 
     def __init__(self, path: str | Path, *, after_step: int | None = None, write: bool = True) -> None:
@@ -52,7 +69,8 @@ class RunLog:
         self.writes = write
         if not write:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if after_step is not None and self.path.exists():
             kept = [record for record in read_log(self.path) if record["step"] <= after_step]
@@ -62,9 +80,15 @@ class RunLog:
         """Append one record; what is not finite becomes null, which JSON has in place of NaN."""
         record = {"kind": kind, "step": step} | {key: _finite(value) for key, value in values.items()}
         if self.writes:
-            with self.path.open("a", encoding="utf-8") as file:
+            with _explained(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(record))
         return record
+
+    def write_tables(self) -> None:
+        """Write log.csv (training) and eval.csv (evaluations) beside the log, as far as it has come."""
+        if self.writes:
+            write_csv(self.path, self.path.with_suffix(".csv"))
+            write_csv(self.path, self.path.with_name("eval.csv"), kind="eval")
 
 
 def _line(record: Record) -> str:
@@ -83,13 +107,32 @@ def _finite(value: Any) -> Any:
 
 def write_csv(log_path: str | Path, csv_path: str | Path, kind: str = "train") -> None:
     """The records of one kind as a table for spreadsheets; nested values become columns ``key.inner``."""
-    rows = [_flat(record) for record in read_log(log_path) if record["kind"] == kind]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    rows = _rows(log_path, kind)
+    columns = _names(rows)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
     _write_beside(Path(csv_path), text.getvalue())
+
+
+def read_columns(log_path: str | Path, kind: str = "train") -> dict[str, list[float]]:
+    """The columns of numbers of ``write_csv``, equally long; NaN where a record has no value."""
+    rows = _rows(log_path, kind)
+    columns = {name: [row.get(name) for row in rows] for name in _names(rows)}
+    return {
+        name: [math.nan if value is None else float(value) for value in values]
+        for name, values in columns.items()
+        if all(value is None or isinstance(value, (int, float)) for value in values)
+    }
+
+
+def _rows(log_path: str | Path, kind: str) -> list[Record]:
+    return [_flat(record) for record in read_log(log_path) if record["kind"] == kind]
+
+
+def _names(rows: list[Record]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _flat(record: Record) -> Record:

@@ -1,15 +1,18 @@
 """The command line of training: flags over presets, and a run from the shell."""
 
 import argparse
+import csv
+import dataclasses
 import json
 
 import pytest
 
 from dsv3.cli import main
+from dsv3.cli.train import CurvePlot
 from dsv3.config import TrainConfig
 from dsv3.errors import ConfigError
 from dsv3.train import add_arguments
-from dsv3.train.command import config_from
+from dsv3.train.command import _HELP, config_from
 from dsv3.weights import load_model
 
 
@@ -68,3 +71,71 @@ def test_the_command_trains_and_reports_on_stderr(micro_run, tmp_path, capsys):
     assert load_model(tmp_path / "cli" / "model").config.vocab_size == 64
     assert main(arguments) == 1
     assert "holds a run" in capsys.readouterr().err
+
+
+def test_every_flag_is_explained_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert set(_HELP) == {field.name for field in dataclasses.fields(TrainConfig)}
+    text = " ".join(capsys.readouterr().out.split())
+    for name, explanation in _HELP.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert explanation in text
+        assert len(explanation) <= 100
+    assert "tokens in a row of the batch (default: 1024)" in text
+    assert "--recompute, --no-recompute" in text
+
+
+@pytest.fixture
+def train_command(micro_run, tmp_path, capsys):
+    """``train_command(total_steps=4)``: stderr of a run into ``tmp_path / "out"``."""
+
+    def run(**changes):
+        preset = tmp_path / "preset.json"
+        preset.write_text(json.dumps(micro_run(**changes).to_dict()))
+        assert main(["train", "--config", str(preset), "--quiet"]) == 0
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_tables_and_curves_grow_with_every_evaluation(train_command, tmp_path, monkeypatch):
+    out, seen = tmp_path / "out", []
+    draw = CurvePlot.draw
+
+    def draw_and_look(directory):
+        draw(directory)
+        tables = [list(csv.DictReader((directory / name).read_text().splitlines())) for name in ("log.csv", "eval.csv")]
+        seen.append(tuple(int(table[-1]["step"]) for table in tables))
+        assert "loss" in tables[0][0]
+        assert "bits_per_byte.low" in tables[1][0]
+        assert (directory / "curves.png").stat().st_mtime_ns not in drawn
+        drawn.append((directory / "curves.png").stat().st_mtime_ns)
+
+    drawn = []
+    monkeypatch.setattr(CurvePlot, "draw", staticmethod(draw_and_look))
+    assert "cannot draw" not in train_command(total_steps=6, log_every=1, eval_every=2)
+    assert seen == [(2, 2), (4, 4), (6, 6), (6, 6)]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_cannot_be_drawn_is_said_once_and_stops_nothing(train_command, tmp_path, monkeypatch):
+    def fail(_):
+        raise MemoryError("no room for a figure")
+
+    monkeypatch.setattr(CurvePlot, "draw", staticmethod(fail))
+    errors = train_command(total_steps=4, eval_every=1)
+    assert errors.count("no room for a figure; training goes on") == 1
+    assert (tmp_path / "out" / "model").is_dir()
+
+
+def test_without_matplotlib_a_run_has_no_curves(train_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "curves" not in train_command(total_steps=1)
+    assert not (tmp_path / "out" / "curves.png").exists()
+    assert (tmp_path / "out" / "eval.csv").exists()
+
+
+def test_a_run_that_was_evaluated_before_its_first_line_has_nothing_to_draw(train_command, tmp_path):
+    assert "cannot draw" not in train_command(total_steps=2, log_every=5, eval_every=1)
+    assert not (tmp_path / "out" / "curves.png").exists()
