@@ -65,7 +65,7 @@ def test_every_figure_of_a_small_model(tmp_path: Path) -> None:
     store = tokenize_files(files, Tokenizer.from_dir(checkpoint), progress=False)
     for name in ("train.npz", "val.npz", "heldout.npz"):
         store.save(tmp_path / name)
-    quick = ("--threads", "1", "--documents", "2", "--chapters", "2", "--trials", "1", "--lengths", "96", "112")
+    quick = ("--threads", "1", "--documents", "2", "--chapters", "2", "--trials", "1", "--lengths", "96", "110")
     done = run("--data", tmp_path, "--ckpt-path", checkpoint, *quick)
     assert done.returncode == 0, done.stderr
     writing = ("MTP acceptance", "repeated 4-grams", "longest verbatim run", "other script")

@@ -32,11 +32,8 @@ class Parrot:
 
     def generate(self, prompts, params):
         self.prompts += prompts
-        texts = [self.answer(self.tokenizer.decode(prompt)) for prompt in prompts]
-        return [
-            types.SimpleNamespace(token_ids=self.tokenizer.encode(text, bos=False)[: params.max_tokens], text=text)
-            for text in texts
-        ]
+        assert params.stop == ("\n",)
+        return [types.SimpleNamespace(text=self.answer(self.tokenizer.decode(prompt))) for prompt in prompts]
 
 
 def recall(prompt: str) -> str:
@@ -72,6 +69,12 @@ def test_another_holders_answer_is_wrong_and_counted(needles) -> None:
     )
     assert (found["right"], found["another_holders"]) == (0, 1)
     assert found["examples"]["another's"]["expected"] != found["examples"]["another's"]["given"].rstrip(".")
+
+
+def test_an_answer_that_goes_on_is_wrong(needles) -> None:
+    parrot = Parrot(lambda prompt: recall(prompt).rstrip(".") + "-tree.")
+    documents = tokenize([TEXT], parrot.tokenizer)
+    assert needles.accuracy(needles.ask(parrot, "en", documents, needles.Grid((128,), (0.5,), 4))) == [[0.0]]
 
 
 def test_needles_are_the_same_in_every_run(needles) -> None:
