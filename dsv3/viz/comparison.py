@@ -6,11 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from dsv3.errors import RequestError
 from dsv3.viz.theme import themed
-from dsv3.viz.training import BALANCE
+from dsv3.viz.training import BALANCE, plain_numbers
 
 # Okabe and Ito's palette without its red and green; the line style says the same.
 STYLES = (("#0072b2", "-"), ("#e69f00", "--"), ("#7a5195", ":"), ("#222222", "-."))
@@ -42,7 +41,7 @@ def draw_comparison(runs: Mapping[str, Sequence[Run]], *, loss: str = "loss", la
     _look_behind_the_fall(left)
     right.set_ylabel("MaxVio of a batch, mean over blocks")
     right.set_yscale("log")
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_numbers(right)
     for ax in (left, right):
         ax.set_xlabel("optimiser step")
         ax.margins(x=0)

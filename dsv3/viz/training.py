@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from dsv3.errors import RequestError
 from dsv3.viz.theme import panels, themed
@@ -25,6 +25,7 @@ STYLES = (
     ("#cc79a7", (0, (9, 2))),
     ("#56b4e9", ":"),
     ("#7a5195", (0, (3, 1, 1, 1))),
+    ("#8c6d31", (0, (1, 4))),
 )
 MARKERS = "osD^v"
 
@@ -41,7 +42,7 @@ def draw_training(log: Columns, evaluations: Columns | None = None) -> Figure:
     Args:
         log: the columns of the trainer's log.csv, equally long: ``step``; ``loss`` and, with an MTP module,
             ``mtp_loss``, in nats per token; ``loss_by_language.en`` and the like; ``max_vio.layers.3``,
-            ``max_vio.mtp.0`` and the like, for the step's batch; ``lr``; ``tokens_per_second``. NaN leaves a gap.
+            ``max_vio.mtp.0`` and the like, for the step's batch; ``lr``; ``tokens_per_second``. NaN: no such value.
         evaluations: the columns of its eval.csv: ``step``, and ``bits_per_byte.en`` and the like.
     """
     missing = [name for name in ("step", "loss") if not log.get(name)]
@@ -87,7 +88,9 @@ def _ends(*steps: Sequence[float]) -> tuple[float, float]:
 
 def _draw_losses(ax: Axes, log: Columns) -> None:
     for (language, losses), (colour, style) in zip(_starting_with(LOSS, log).items(), STYLES * 4):
-        ax.plot(log["step"], losses, color=colour, linestyle=style, linewidth=1.2, label=language)
+        given = [(step, loss) for step, loss in zip(log["step"], losses, strict=True) if math.isfinite(loss)]
+        if given:  # a rare language is not in every batch: its line joins the steps that had it
+            ax.plot(*zip(*given, strict=True), color=colour, linestyle=style, linewidth=1.2, label=language)
     if any(log.get("mtp_loss", ())):  # 0 throughout without a module
         dots = (0, (1, 1))
         ax.plot(log["step"], log["mtp_loss"], color=MTP, linestyle=dots, linewidth=1.5, label="token after it (MTP)")
@@ -135,7 +138,18 @@ def _draw_balance(figure: Figure, ax: Axes, steps: Sequence[float], blocks: Mapp
     ax.set_ylabel("MoE block")
     bar = figure.colorbar(image, cax=ax.inset_axes((1.02, 0.0, 0.02, 1.0)))  # beside it, not beside the widest legend
     bar.set_label("MaxVio of a batch")
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_numbers(bar.ax)
+
+
+class _Plain(LogFormatter):
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def plain_numbers(ax: Axes) -> None:
+    """Write 0.1 and 10 on a logarithmic y axis; where these are few, what stands between them as well."""
+    ax.yaxis.set_major_formatter(_Plain())
+    ax.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.0, 0.4)))
 
 
 def _draw_line(ax: Axes, steps: Sequence[float], values: Sequence[float], label: str) -> None:
@@ -159,13 +173,14 @@ def describe_training(log: Columns, evaluations: Columns | None = None) -> str:
     first, last = log["step"][0], log["step"][-1]
     text = f"Training loss from {log['loss'][0]:.2f} at step {first:.0f} to {log['loss'][-1]:.2f} nats per token"
     text += f" at step {last:.0f}"
-    languages = [f"{language} {values[-1]:.2f}" for language, values in _starting_with(LOSS, log).items()]
+    ends = {language: _last_number(np.asarray(values)) for language, values in _starting_with(LOSS, log).items()}
+    languages = [f"{language} {loss:.2f}" for language, loss in ends.items() if math.isfinite(loss)]
     if languages:
         text += f" ({', '.join(languages)})"
     bits = _starting_with(BITS, evaluations or {})
     if bits:
-        ends = (f"{language} from {values[0]:.2f} to {values[-1]:.2f}" for language, values in bits.items())
-        text += f"; validation bits per byte of {', '.join(ends)}"
+        courses = (f"{language} from {values[0]:.2f} to {values[-1]:.2f}" for language, values in bits.items())
+        text += f"; validation bits per byte of {', '.join(courses)}"
     blocks = list(_starting_with(BALANCE, log).values())
     if blocks:
         before, after = (max(values[i] for values in blocks) for i in (0, -1))

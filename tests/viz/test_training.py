@@ -39,6 +39,7 @@ def test_the_panels_hold_the_columns() -> None:
     assert curves(losses)["next token"] == LOG["loss"]
     assert curves(losses)["token after it (MTP)"] == LOG["mtp_loss"]
     assert curves(losses)["en"] == LANGUAGES["loss_by_language.en"]
+    assert curves(losses)["zh"] == [9.0, 3.5]  # joined over the step that had none of it
     assert len(losses.lines) == 4
     assert curves(bits) == {"en": EVALUATIONS["bits_per_byte.en"], "zh": EVALUATIONS["bits_per_byte.zh"]}
     assert all(list(line.get_xdata()) == EVALUATIONS["step"] for line in bits.lines)
@@ -70,6 +71,12 @@ def test_panels_without_data_are_left_out() -> None:
     assert len(viz.draw_training(log, {}).axes) == 1
 
 
+def test_a_language_that_no_batch_had_is_left_out() -> None:
+    log = LOG | {"loss_by_language.en": LOG["loss"], "loss_by_language.zh": [math.nan] * 3}
+    assert "zh" not in curves(viz.draw_training(log).axes[0])
+    assert "(en 3.25)" in viz.describe_training(log)
+
+
 def test_one_line_of_the_log_is_drawn_without_complaint() -> None:
     log = {name: values[:1] for name, values in LOG.items()}
     viz.draw_training(log, {name: values[:1] for name, values in EVALUATIONS.items()}).savefig(io.BytesIO())
@@ -80,7 +87,9 @@ def test_an_even_layer_can_be_drawn() -> None:
 
 
 def test_no_two_curves_look_alike_without_their_colours() -> None:
-    many = {f"loss_by_language.{name}": LOG["loss"] for name in ("en", "es", "zh", "recall-en")}
+    many = {
+        f"loss_by_language.{name}": LOG["loss"] for name in ("en", "es", "zh", "recall-en", "recall-es", "recall-zh")
+    }
     axes = viz.draw_training(LOG | many, EVALUATIONS).axes[:2]
     for ax in axes:
         looks = [(str(line._dash_pattern), line.get_linewidth(), line.get_marker()) for line in ax.lines]
