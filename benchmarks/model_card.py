@@ -84,15 +84,18 @@ def main() -> int:
     args = arguments()
     torch.set_num_threads(args.threads)
     try:
-        train, validation, held_out = (
-            TokenStore.load(args.data / f"{name}.npz") for name in ("train", "val", "heldout")
-        )
         llm = LLM(args.ckpt_path, device="cpu", dtype="fp32", max_batch_size=CHAPTERS, speculative=1)
-        for store in (train, validation, held_out):
+    except Dsv3Error as error:
+        print(error, file=sys.stderr)
+        return 1
+    try:
+        stores = [TokenStore.load(args.data / f"{name}.npz") for name in ("train", "val", "heldout")]
+        for store in stores:
             store.check(vocab_size=llm.config.vocab_size, tokenizer=llm.tokenizer)
     except Dsv3Error as error:
         print(f"{error}\nThe text is prepared by: python -m dsv3.train.corpus CORPUS {args.data}", file=sys.stderr)
         return 1
+    train, validation, held_out = stores
     if max(args.lengths) + MAX_ANSWER > llm.config.max_context:
         room = f"{llm.config.max_context} tokens of context, of which {MAX_ANSWER} are for the answer"
         print(f"--lengths {max(args.lengths)} is too long: the model has {room}.", file=sys.stderr)
