@@ -23,7 +23,7 @@ What the model writes: 128 tokens after the first 32 of 20 held-out chapters a l
     other script          texts with letters of a script that the language is not written in
     other language leads  English texts with more Spanish than English function words, and the reverse
 
-needle accuracy: see needle_map.py. Everything is counted once: a second run gives the same. About 15 minutes on two
+needle accuracy: see needle_map.py. Everything is counted once: a second run gives the same. About ten minutes on two
 free cores. Writes results/model_card.cpu<threads>.json, of which docs/figures/embedded_model.py draws its figures.
 """
 
