@@ -478,13 +478,15 @@ class TrainConfig(_Record):
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     moments: Literal["fp32", "bf16"] = "fp32"
     mtp_weight: float = 0.3
     bias_update: float = 0.001
     bias_freeze_fraction: float = 0.03
     balance_weight: float = 0.0001
     loss_chunk: int = 8192
-    compile: Literal["no", "loss", "all"] = "no"
+    compile: Literal["no", "loss", "all", "graph"] = "no"
+    recompute: bool = False
     device: str | None = None
     dtype: Literal["bf16", "fp32"] = "bf16"
     max_seconds: float | None = None
@@ -532,8 +534,9 @@ class TrainConfig(_Record):
             if value is not None and value <= 0:
                 raise ConfigError(f"{key} is {value}; it must be above 0, or unset for no limit")
         for key, allowed in (
+            ("optimizer", ("adamw", "muon")),
             ("moments", ("fp32", "bf16")),
-            ("compile", ("no", "loss", "all")),
+            ("compile", ("no", "loss", "all", "graph")),
             ("dtype", ("bf16", "fp32")),
             ("export", ("fp8", "bf16", "fp32")),
         ):

@@ -37,17 +37,7 @@ class Gate(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        logits_TE = F.linear(x_TD.float(), self.weight.float())
-        scores_TE = logits_TE.sigmoid() if self.sigmoid else logits_TE.softmax(dim=-1)
-        choice_TE = scores_TE if self.bias is None else scores_TE + self.bias
-        if self.n_groups > 1:
-            choice_TE = self._close_groups(choice_TE)
-        indices_TK = choice_TE.topk(self.top_k, dim=-1).indices
-        weights_TK = scores_TE.gather(1, indices_TK)
-        if self.sigmoid:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-        if self.route_scale != 1.0:
-            weights_TK = weights_TK * self.route_scale
+        logits_TE, scores_TE, weights_TK, indices_TK = self.choose(x_TD)
         if self.tap.listeners:
             self.tap("logits_TE", logits_TE)
             self.tap("scores_TE", scores_TE)
@@ -55,13 +45,36 @@ class Gate(nn.Module):
             self.tap("indices_TK", indices_TK)
         return weights_TK, indices_TK
 
+    def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that the gate finds, in the order of its taps."""
+        logits_TE = F.linear(x_TD.float(), self.weight.float())
+        scores_TE = logits_TE.sigmoid() if self.sigmoid else logits_TE.softmax(dim=-1)
+        choice_TE = scores_TE if self.bias is None else scores_TE + self.bias
+        if self.n_groups > 1:
+            choice_TE = self._close_groups(choice_TE)
+        _, indices_TK = _best(choice_TE, self.top_k)
+        weights_TK = scores_TE.gather(1, indices_TK)
+        if self.sigmoid:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        if self.route_scale != 1.0:
+            weights_TK = weights_TK * self.route_scale
+        return logits_TE, scores_TE, weights_TK, indices_TK
+
     def _close_groups(self, choice_TE: Tensor) -> Tensor:
         """choice_TE with -inf in every group that is not among the token's best."""
         choice_TGe = choice_TE.unflatten(-1, (self.n_groups, -1))
         if self.bias is None:
             worth_TG = choice_TGe.amax(dim=-1)
         else:
-            worth_TG = choice_TGe.topk(2, dim=-1).values.sum(dim=-1)
-        open_TL = worth_TG.topk(self.n_limited, dim=-1, sorted=False).indices
+            worth_TG = _best(choice_TGe, 2)[0].sum(dim=-1)
+        _, open_TL = _best(worth_TG, self.n_limited)
         closed_TG = torch.ones_like(worth_TG, dtype=torch.bool).scatter_(1, open_TL, False)
         return choice_TGe.masked_fill(closed_TG.unsqueeze(-1), float("-inf")).flatten(1)
+
+
+def _best(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of the last dimension, descending, and their places."""
+    if torch.compiler.is_compiling():  # topk stays a kernel of its own; a sort of a few numbers fuses with what is near
+        values, places = x.sort(dim=-1, descending=True, stable=True)
+        return values[..., :k], places[..., :k]
+    return x.topk(k, dim=-1)

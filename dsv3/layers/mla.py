@@ -22,16 +22,18 @@ from dsv3.config import ModelConfig
 from dsv3.layers.basic import RMSNorm
 from dsv3.layers.cache import AttnContext, SequenceGroup
 from dsv3.layers.linear import Linear, RowParallelLinear, act_dtype, column_parallel
+from dsv3.layers.packing import Packing
 from dsv3.layers.rope import rotate
 from dsv3.parallel.group import Parallel
 from dsv3.probe import Tap
 
 
 class MLA(nn.Module):
-    """x (B, S, D) without a context (whole sequences, causal), or (T, D) with one (new tokens of a paged batch).
+    """x (B, S, D) for whole sequences, or (T, D) with an ``AttnContext`` (new tokens of a paged batch).
 
-    ``layer`` is this layer's row in the cache. Taps: q_nope, q_pe, c_kv, k_pe; attention probabilities as
-    probs_BSHL (absorbed form only: not of a prompt that starts with more than ``BATCHED_QUERIES`` tokens in one step).
+    A whole sequence is causal throughout without a context, within each document with a ``Packing``. ``layer`` is this
+    layer's row in the cache. Taps: q_nope, q_pe, c_kv, k_pe; attention probabilities as probs_BSHL (absorbed form only:
+    not of a prompt that starts with more than ``BATCHED_QUERIES`` tokens in one step).
     """
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype, parallel: Parallel) -> None:
@@ -64,19 +66,19 @@ class MLA(nn.Module):
         self.wo = RowParallelLinear(config.n_heads * self.P, D, **options, tp=parallel.tp)
         self._absorbed: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, turns: Tensor, ctx: AttnContext | None = None) -> Tensor:
-        """turns: complex rotations of the tokens' positions, (S, R/2) without a context, (T, R/2) with one."""
+    def forward(self, x: Tensor, turns: Tensor, ctx: AttnContext | Packing | None = None) -> Tensor:
+        """turns: rotations of the tokens' positions for ``rotate``; complex they are (S, R/2), (T, R/2) when paged."""
         q = self.wq(x) if self.wq is not None else self.wq_b(self.q_norm(self.wq_a(x)))
         q_nope, q_pe = q.unflatten(-1, (self.H, -1)).split((self.N, self.R), dim=-1)
-        q_pe = rotate(q_pe, turns.unsqueeze(-2))
+        q_pe = rotate(q_pe, turns.unsqueeze(1))
         c_kv, k_pe = self.wkv_a(x).split((self.C, self.R), dim=-1)
         c_kv = self.kv_norm(c_kv)
         k_pe = rotate(k_pe, turns)
         if self.tap.listeners:
             for name, tensor in (("q_nope", q_nope), ("q_pe", q_pe), ("c_kv", c_kv), ("k_pe", k_pe)):
                 self.tap(name, tensor)
-        if ctx is None:
-            o = self._expanded(q_nope, q_pe, c_kv, k_pe, causal=True)
+        if not isinstance(ctx, AttnContext):
+            o = self._expanded(q_nope, q_pe, c_kv, k_pe, causal=ctx is None, packing=ctx)
         else:
             ctx.cache.write(self.layer, ctx.slots_T, c_kv, k_pe)
             parts = [self._attend(q_nope[g.rows], q_pe[g.rows], g, ctx) for g in ctx.groups]
@@ -102,19 +104,17 @@ class MLA(nn.Module):
         *,
         causal: bool = False,
         mask_BSL: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """q_nope (B,S,H,N), q_pe (B,S,H,R), c_kv (B,L,C), k_pe (B,L,R) -> (B,S,H,P). causal: S = L, no look ahead."""
         k_nope, v = self.wkv_b(c_kv).unflatten(-1, (self.H, -1)).split((self.N, self.P), dim=-1)
         k = torch.cat((k_nope, k_pe.unsqueeze(-2).expand(-1, -1, self.H, -1)), dim=-1)
         q = torch.cat((q_nope, q_pe), dim=-1)
-        o = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=None if mask_BSL is None else mask_BSL.unsqueeze(1).to(q.dtype),
-            is_causal=causal,
-            scale=self.softmax_scale,
-        )
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if packing is not None:
+            return packing.attend(q, k, v, self.softmax_scale).transpose(1, 2)
+        mask = None if mask_BSL is None else mask_BSL.unsqueeze(1).to(q.dtype)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.softmax_scale)
         return o.transpose(1, 2)
 
     def _absorb(self, q_nope: Tensor, q_pe: Tensor, latent_BLc: Tensor, group: SequenceGroup) -> Tensor:

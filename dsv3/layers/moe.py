@@ -90,11 +90,15 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_TD = x.flatten(0, -2)
         weights_TK, indices_TK = self.gate(x_TD)
-        rows_MD, counts_e, record = self.dispatcher.dispatch(x_TD, weights_TK, indices_TK)
-        routed_TD = self.dispatcher.combine(self.experts(rows_MD, counts_e), record)
+        routed_TD = self.routed(x_TD, weights_TK, indices_TK)
         self.tap("routed_TD", routed_TD)
         if self.shared_experts is None:
             return routed_TD.view_as(x)
         shared_TD = self.shared_experts(x_TD)
         self.tap("shared_TD", shared_TD)
         return (routed_TD + shared_TD).view_as(x)
+
+    def routed(self, x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
+        """The sum over each token's K experts: to them, through them, and back."""
+        rows_MD, counts_e, record = self.dispatcher.dispatch(x_TD, weights_TK, indices_TK)
+        return self.dispatcher.combine(self.experts(rows_MD, counts_e), record)

@@ -42,6 +42,11 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn neighbouring pairs of the last dimension. x (..., R), turns (..., R/2) -> as x, FP32 inside.
 
     The pairs are (0, 1), (2, 3), ...: the layout of the released weights ("interleaved"), not halves as in Llama.
+    ``turns`` may also be real, (..., R/2, 2): more operations one by one, but torch.compile can fuse them to one.
     """
+    if not turns.is_complex():
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = turns.unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

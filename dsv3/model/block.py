@@ -9,6 +9,7 @@ from dsv3.layers.cache import AttnContext
 from dsv3.layers.linear import act_dtype
 from dsv3.layers.mla import MLA
 from dsv3.layers.moe import MoE
+from dsv3.layers.packing import Packing
 from dsv3.parallel.group import Parallel
 from dsv3.probe import Tap
 
@@ -29,8 +30,16 @@ class Block(nn.Module):
         else:
             self.ffn = MLP(config.dim, config.inter_dim, dtype=dtype, scale_fmt=config.scale_fmt, tp=parallel.tp)
 
-    def forward(self, h: Tensor, turns: Tensor, ctx: AttnContext | None = None) -> Tensor:
-        h = h + self.attn(self.attn_norm(h), turns, ctx)
-        h = h + self.ffn(self.ffn_norm(h))
+    def forward(self, h: Tensor, turns: Tensor, ctx: AttnContext | Packing | None = None) -> Tensor:
+        h = self.attend(h, turns, ctx)
+        h = self.feed(h)
         self.tap("h", h)
         return h
+
+    def attend(self, h: Tensor, turns: Tensor, ctx: AttnContext | Packing | None) -> Tensor:
+        """The first half: h + attn(attn_norm(h))."""
+        return h + self.attn(self.attn_norm(h), turns, ctx)
+
+    def feed(self, h: Tensor) -> Tensor:
+        """The second half: h + ffn(ffn_norm(h))."""
+        return h + self.ffn(self.ffn_norm(h))

@@ -12,6 +12,7 @@ from dsv3.config import ModelConfig
 from dsv3.layers.basic import RMSNorm
 from dsv3.layers.cache import AttnContext
 from dsv3.layers.linear import Linear, act_dtype
+from dsv3.layers.packing import Packing
 from dsv3.model.block import Block
 from dsv3.parallel.group import Parallel
 
@@ -41,8 +42,12 @@ class MTP(Block):
         self.shared_head = SharedHead(config, dtype=act)
 
     def forward(  # type: ignore[override]
-        self, h: Tensor, next_embedding: Tensor, turns: Tensor, ctx: AttnContext | None = None
+        self, h: Tensor, next_embedding: Tensor, turns: Tensor, ctx: AttnContext | Packing | None = None
     ) -> Tensor:
         """h and next_embedding (..., D): position i and token i+1 -> (..., D), normalised, ready for the head."""
-        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(h)), dim=-1))
+        x = self.join(h, next_embedding)
         return self.shared_head.norm(super().forward(x, turns, ctx))
+
+    def join(self, h: Tensor, next_embedding: Tensor) -> Tensor:
+        """What the block starts from (Eq. 21)."""
+        return self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(h)), dim=-1))

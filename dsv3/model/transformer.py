@@ -17,15 +17,19 @@ from dsv3.layers.basic import Embedding, RMSNorm
 from dsv3.layers.cache import AttnContext
 from dsv3.layers.linear import FP8, act_dtype
 from dsv3.layers.mla import MLA
+from dsv3.layers.packing import Packing
 from dsv3.layers.rope import inverse_frequencies, rotations
 from dsv3.model.block import Block
 from dsv3.model.mtp import MTP
 from dsv3.parallel.group import Parallel
 
+Context = AttnContext | Packing | None
+"""What tokens may look at: a paged cache, their own document within packed rows, or all that stands before them."""
 
-def _grad_unless_cached(ctx: AttnContext | None) -> AbstractContextManager[None]:
+
+def _grad_unless_cached(ctx: Context) -> AbstractContextManager[None]:
     """No autograd with a cache: what earlier steps wrote there has no graph, so a gradient would be partial."""
-    return nullcontext() if ctx is None else torch.no_grad()
+    return torch.no_grad() if isinstance(ctx, AttnContext) else nullcontext()
 
 
 class Head(nn.Module):
@@ -49,8 +53,8 @@ class Transformer(nn.Module):
             FP8, embedding, head, norms and ``eh_proj`` stay in BF16. The gate is FP32 in every case.
         device: "meta" builds without memory or initial values (671B in seconds); elsewhere weights start random.
 
-    ``model(tokens_BS)`` runs whole sequences, causal and differentiable. ``model(tokens_T, ctx)`` runs the new tokens
-    of a batch against a paged cache, any number of them from any position on.
+    ``model(tokens_BS)`` runs whole sequences, causal and differentiable; with a ``Packing`` each document by itself.
+    ``model(tokens_T, ctx)`` runs the new tokens of a batch against a paged cache, any number from any position on.
     """
 
     def __init__(
@@ -81,12 +85,12 @@ class Transformer(nn.Module):
         if self.embed.weight.device.type != "meta":
             self.reset_parameters()
 
-    def forward(self, tokens: Tensor, ctx: AttnContext | None = None) -> Tensor:
-        """Logits in FP32 for every position: (B, S, V), or (T, V) with a context."""
+    def forward(self, tokens: Tensor, ctx: Context = None) -> Tensor:
+        """Logits in FP32 for every position: (B, S, V), or (T, V) with a cache."""
         return self.logits(self.hidden(tokens, ctx))
 
-    def hidden(self, tokens: Tensor, ctx: AttnContext | None = None) -> Tensor:
-        """The final, normalised hidden states, (B, S, D) or (T, D) with a context: what head and MTP start from."""
+    def hidden(self, tokens: Tensor, ctx: Context = None) -> Tensor:
+        """The final, normalised hidden states, (B, S, D) or (T, D) with a cache: what head and MTP start from."""
         with _grad_unless_cached(ctx):
             turns = self._turns(tokens, ctx)
             h = self.embed(tokens)
@@ -98,20 +102,22 @@ class Transformer(nn.Module):
         """(..., D) from ``hidden`` or ``predict_next`` -> (..., V) in FP32."""
         return self.head(h)
 
-    def predict_next(self, k: int, h: Tensor, next_tokens: Tensor, ctx: AttnContext | None = None) -> Tensor:
+    def predict_next(self, k: int, h: Tensor, next_tokens: Tensor, ctx: Context = None) -> Tensor:
         """MTP module k (Eq. 21-23): h of position i with token i+1+k -> hidden state that predicts token i+2+k.
 
         h (..., D) is ``hidden`` for k = 0 and the previous module's result for k > 0; next_tokens (...) are ids. With a
-        context the module writes its own layer of the cache, at the position of h.
+        cache the module writes its own layer of the cache, at the position of h.
         """
         with _grad_unless_cached(ctx):
             return self.mtp[k](h, self.embed(next_tokens), self._turns(next_tokens, ctx), ctx)
 
-    def _turns(self, tokens: Tensor, ctx: AttnContext | None) -> Tensor:
+    def _turns(self, tokens: Tensor, ctx: Context) -> Tensor:
         if self.inv_freq.device != tokens.device:
             self.inv_freq = self.inv_freq.to(tokens.device)
-        positions = torch.arange(tokens.shape[-1], device=tokens.device) if ctx is None else ctx.positions_T
-        return rotations(positions, self.inv_freq)
+        if isinstance(ctx, AttnContext):
+            return rotations(ctx.positions_T, self.inv_freq)
+        turns = rotations(torch.arange(tokens.shape[-1], device=tokens.device), self.inv_freq)
+        return torch.view_as_real(turns) if ctx is not None else turns  # packed rows are for training: to be compiled
 
     def prepare(self) -> "Transformer":
         """Derive what inference needs (absorbed attention matrices). Call again after changing weights in place."""

@@ -74,6 +74,7 @@ class Router:
         self.group = group or Group()
         device = self.gates[0].weight.device if self.gates else None
         self.load_GE = torch.zeros(len(gates), self.n_experts, dtype=torch.int64, device=device)
+        self.sequence_loss = sequence_balance_loss  # or its compiled form
 
     @contextmanager
     def listen(self) -> Iterator[Heard]:
@@ -96,7 +97,7 @@ class Router:
 
     def balance_loss(self, heard: Heard, n_sequences: int) -> Tensor:
         """Sequence-wise balance loss (before alpha), summed over the gates."""
-        losses = [sequence_balance_loss(scores_TE, n_sequences, self.n_activated) for scores_TE in heard.scores_TE]
+        losses = [self.sequence_loss(scores_TE, n_sequences, self.n_activated) for scores_TE in heard.scores_TE]
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.load_GE.device)
 
     @torch.no_grad()
@@ -107,8 +108,8 @@ class Router:
 
     def finish_step(self, speed: float) -> Tensor:
         """Sum the load over the data-parallel ranks, move the biases, start counting anew. Returns the load (G, E)."""
-        load_GE = self.group.all_reduce(self.load_GE)
-        self.load_GE = torch.zeros_like(load_GE)
+        load_GE = self.group.all_reduce(self.load_GE.clone())
+        self.load_GE.zero_()  # in place: a recorded step goes on counting in this tensor
         if speed:
             for gate, load_E in zip(self.gates, load_GE, strict=True):
                 if gate.bias is not None:

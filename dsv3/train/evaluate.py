@@ -13,7 +13,7 @@ from torch import Tensor
 from dsv3.expert_load import max_violation
 from dsv3.model.transformer import Transformer
 from dsv3.train.balance import Router
-from dsv3.train.data import ValidationSet
+from dsv3.train.data import Batch, ValidationSet
 from dsv3.train.loss import hidden_states, score_tokens, shifted_targets
 
 
@@ -35,12 +35,14 @@ def evaluate(
         nats = torch.zeros((), dtype=torch.float64, device=device)
         for batch, scored_BS in batches:
             with router.listen() as heard:
-                scores = _score(model, batch.tokens_BS, chunk)
+                scores = _score(model, batch, chunk)
             load_GE += router.load(heard, len(scored_BS))
             nll_BS, best_BS = scores[0]
             nats += (nll_BS * scored_BS).sum()
             for mtp_nll_BS, mtp_best_BS in scores[1:2]:
-                scored = scored_BS[:, 1:]  # at i: token i + 2 is scored, the main model's target at i + 1
+                # At i: token i + 2 is scored, the main model's target at i + 1, and belongs to the document of token i.
+                S = scored_BS.shape[1]
+                scored = scored_BS[:, 1:] & (batch.documents_BS[:, 2 : S + 1] == batch.documents_BS[:, : S - 1])
                 agrees = mtp_best_BS[:, :-1] == best_BS[:, 1:]
                 mtp_nats = (mtp_nll_BS[:, :-1] * scored).sum()
                 mtp += torch.stack((mtp_nats, (agrees & scored).sum(), scored.sum()))
@@ -58,12 +60,12 @@ def max_violations(names: list[str], load_GE: Tensor) -> dict[str, float]:
     return {name.removesuffix(".ffn.gate"): max_violation(load_E) for name, load_E in loads}
 
 
-def _score(model: Transformer, tokens_BS: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:
-    """(nll_BS in nats, best_BS) of the main model and of each MTP module, for rows (B, S + 1 + n_mtp_layers)."""
+def _score(model: Transformer, batch: Batch, chunk: int) -> list[tuple[Tensor, Tensor]]:
+    """(nll_BS in nats, best_BS) of the main model and of each MTP module; documents do not see one another."""
     n_mtp = len(model.mtp)
     results = []
-    for depth, x_BSD in enumerate(hidden_states(model, tokens_BS[:, :-1])):
-        targets_T = shifted_targets(tokens_BS, depth, n_mtp)
+    for depth, x_BSD in enumerate(hidden_states(model, batch.tokens_BS[:, :-1], batch.documents_BS[:, :-1])):
+        targets_T = shifted_targets(batch.tokens_BS, depth, n_mtp, batch.documents_BS)
         nll_T, best_T = score_tokens(x_BSD.flatten(0, 1), model.head.weight, targets_T, chunk=chunk)
         results.append((nll_T.view(x_BSD.shape[:2]), best_T.view(x_BSD.shape[:2])))
     return results

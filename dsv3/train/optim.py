@@ -1,9 +1,14 @@
-"""AdamW on FP32 master weights for a model that computes in BF16, and the learning rate over a run (V3 §3.3, §4.2).
+"""What turns gradients into steps, on FP32 master weights for a model that computes in BF16 (V3 §3.3, §4.2).
 
 BF16 keeps 8 significant bits: a weight of 1 cannot take a step smaller than 1/256, and late in training nearly every
 step is smaller. So the optimiser owns an FP32 copy of each parameter, adds the steps there, and hands the model the
 rounded result. Gradients are summed over micro-batches in FP32 for the same reason. The moments may be kept in BF16,
 which V3 found to cost nothing (§3.3.2); the arithmetic stays in FP32.
+
+AdamW, V3's choice, scales each number by its own history. Muon (K. Jordan 2024; arXiv 2502.16982 for large models)
+takes a matrix as a whole: the momentum's singular values are all set to about 1, so a step moves in every direction
+that the gradient knows and not just in its few strongest. It serves hidden matrices; embedding, head, gates and norms,
+whose rows stand for something each, stay with AdamW.
 
 A step launches a fixed list of kernels and never asks the device for a value: the clipping factor is a tensor.
 """
@@ -83,24 +88,32 @@ class MasterAdamW:
         torch._foreach_mul_(self.grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
 
         self.steps += 1
-        # .float() returns FP32 moments themselves, so that the in-place updates below are the moments' own.
-        first, second = [m.float() for m in self.first], [m.float() for m in self.second]
-        torch._foreach_lerp_(first, self.grads, 1.0 - self.beta1)
-        torch._foreach_mul_(second, self.beta2)
-        torch._foreach_addcmul_(second, self.grads, self.grads, 1.0 - self.beta2)
-        denominators = torch._foreach_div(second, 1.0 - self.beta2**self.steps)
-        torch._foreach_sqrt_(denominators)
-        torch._foreach_add_(denominators, self.eps)
-        matrices = [master for master in self.masters if master.ndim > 1]
-        torch._foreach_mul_(matrices, 1.0 - lr * self.weight_decay)
-        torch._foreach_addcdiv_(self.masters, first, denominators, -lr / (1.0 - self.beta1**self.steps))
-
-        if first[0] is not self.first[0]:
-            torch._foreach_copy_(self.first, first)
-            torch._foreach_copy_(self.second, second)
+        torch._foreach_mul_([master for master in self.masters if master.ndim > 1], 1.0 - lr * self.weight_decay)
+        self._update(lr)
         self.write_weights()
         torch._foreach_zero_(self.grads)
         return norm
+
+    def _update(self, lr: float) -> None:
+        """Move the masters, decayed already, by the gradients, clipped already."""
+        self._adam(range(len(self.masters)), lr)
+
+    def _adam(self, which: Iterable[int], lr: float) -> None:
+        masters, grads, kept_first, kept_second = (
+            [tensors[i] for i in which] for tensors in (self.masters, self.grads, self.first, self.second)
+        )
+        # .float() returns FP32 moments themselves, so that the in-place updates below are the moments' own.
+        first, second = [m.float() for m in kept_first], [m.float() for m in kept_second]
+        torch._foreach_lerp_(first, grads, 1.0 - self.beta1)
+        torch._foreach_mul_(second, self.beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1.0 - self.beta2)
+        denominators = torch._foreach_div(second, 1.0 - self.beta2**self.steps)
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, self.eps)
+        torch._foreach_addcdiv_(masters, first, denominators, -lr / (1.0 - self.beta1**self.steps))
+        if first[0] is not kept_first[0]:
+            torch._foreach_copy_(kept_first, first)
+            torch._foreach_copy_(kept_second, second)
 
     @torch.no_grad()
     def write_weights(self) -> None:
@@ -119,3 +132,60 @@ class MasterAdamW:
             torch._foreach_copy_(tensors, [state[key][name] for name in self.names])
         self.steps = int(state["steps"])
         self.write_weights()
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon serves this parameter: matrices between states, one by one or stacked by expert; not the gate's,
+    whose rows are the experts' own vectors."""
+    return name.startswith(("layers.", "mtp.")) and parameter.ndim > 1 and not name.endswith("gate.weight")
+
+
+class MasterMuon(MasterAdamW):
+    """Muon for the hidden matrices, AdamW for the rest; one learning rate and one decay serve both.
+
+    A step of a matrix (m, n) is ``lr * 0.2 * sqrt(max(m, n))`` times its orthogonalised momentum: as large, element by
+    element, as AdamW's steps commonly are (arXiv 2502.16982, Eq. 4). Momentum 0.95 with a look ahead (Nesterov).
+    """
+
+    momentum = 0.95
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], **options: Any) -> None:
+        super().__init__(parameters, **options)
+        self.hidden = [i for i, name in enumerate(self.names) if is_hidden_matrix(name, self.masters[i])]
+        self.rest = sorted(set(range(len(self.names))) - set(self.hidden))
+        for i in self.hidden:  # there is no second moment, and its memory is saved
+            self.second[i] = self.second[i].new_empty(0)
+
+    def _update(self, lr: float) -> None:
+        self._adam(self.rest, lr)
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for i in self.hidden:
+            momentum = self.first[i].float()
+            momentum.lerp_(self.grads[i], 1.0 - self.momentum)
+            if momentum is not self.first[i]:
+                self.first[i].copy_(momentum)
+            direction = torch.lerp(self.grads[i], momentum, self.momentum)
+            direction, target = (t.view(-1, *t.shape[-2:]) for t in (direction, self.masters[i]))
+            if direction.shape[1] > direction.shape[2]:
+                direction, target = direction.mT, target.mT
+            by_shape.setdefault((direction.shape[1], direction.shape[2]), []).append((direction, target))
+        for (_, columns), pairs in by_shape.items():  # one chain of products for all matrices of a shape
+            steps = orthogonalize(torch.cat([direction for direction, _ in pairs]))
+            targets = [target for _, target in pairs]
+            parts = steps.to(torch.float32).split([len(target) for target in targets])
+            torch._foreach_add_(targets, list(parts), alpha=-lr * 0.2 * math.sqrt(columns))
+
+
+def orthogonalize(matrices_BMN: Tensor) -> Tensor:
+    """About U V^T of each matrix's U S V^T, M <= N, by five Newton-Schulz iterations of degree five.
+
+    Their coefficients are chosen for speed: singular values end between 0.7 and 1.2 rather than at 1, which serves as
+    well. On a GPU the products are in BF16.
+    """
+    x_BMN = matrices_BMN.bfloat16() if matrices_BMN.is_cuda else matrices_BMN
+    x_BMN = x_BMN / (x_BMN.norm(dim=(1, 2), keepdim=True) + 1e-7)  # the largest singular value is at most 1
+    for _ in range(5):
+        square_BMM = torch.bmm(x_BMN, x_BMN.mT)
+        polynomial_BMM = torch.baddbmm(square_BMM, square_BMM, square_BMM, beta=-4.7750, alpha=2.0315)
+        x_BMN = torch.baddbmm(x_BMN, polynomial_BMM, x_BMN, beta=3.4445)
+    return x_BMN

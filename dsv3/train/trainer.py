@@ -10,9 +10,9 @@ and of seconds, so a run of bounded time still ends with a decayed rate. ``stop_
 
 import contextlib
 import dataclasses
+import math
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,20 @@ from dsv3.config import ModelConfig, TrainConfig
 from dsv3.errors import ConfigError, Dsv3Error
 from dsv3.layers.moe import MoE
 from dsv3.model.block import Block
+from dsv3.model.mtp import MTP
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.group import Parallel
 from dsv3.tokenizer import Tokenizer
 from dsv3.train.balance import Router
 from dsv3.train.checkpoint import load_state, require_same, save_state, state_paths
 from dsv3.train.corpus import Documents, TokenStore
-from dsv3.train.data import PackedDataset, ValidationSet
+from dsv3.train.data import Batch, PackedDataset, ValidationSet
 from dsv3.train.evaluate import evaluate, max_violations
-from dsv3.train.log import Meter, RunLog, write_csv
-from dsv3.train.loss import language_losses, nll_and_gradient
-from dsv3.train.optim import MasterAdamW, learning_rate
+from dsv3.train.log import Meter, RunLog
+from dsv3.train.loss import Losses, language_losses, nll_and_gradient
+from dsv3.train.optim import MasterAdamW, MasterMuon, learning_rate
+from dsv3.train.recompute import recompute
+from dsv3.train.recorded import Recorded
 from dsv3.weights import resolve, save_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -43,7 +46,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m
 # What may differ between a state and the run that resumes from it: where, how long and how often, not what is computed.
 OPERATIONAL = frozenset(
     ("model", "data", "tokenizer", "out", "device", "compile", "total_steps", "max_seconds", "stop_at_seconds",
-     "log_every", "eval_every", "eval_documents", "save_every", "keep", "export")
+     "recompute", "log_every", "eval_every", "eval_documents", "save_every", "keep", "export")
 )  # fmt: skip
 
 
@@ -64,15 +67,25 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, parallel: Parallel | None = None, progress: bool = True
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    parallel: Parallel | None = None,
+    progress: bool = True,
+    on_evaluation: Callable[[Path], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train a model as ``config`` says, or go on from the newest state in ``config.out``.
 
-    ``out`` receives log.jsonl, log.csv, states/ and, at the end, model/ (Hugging Face layout). Raises ConfigError for a
-    configuration that does not fit the data or device, CheckpointError for a state that does not fit the configuration,
-    DivergenceError when the loss is not a number.
+    ``on_evaluation`` is called with ``out`` after each evaluation. ``stop`` is asked after each step (of several
+    processes: at each line of the log) whether to save a state and end, as after ``stop_at_seconds``.
+
+    ``out`` receives log.jsonl, log.csv, eval.csv, states/ and, at the end, model/ (Hugging Face layout). Raises
+    ConfigError for a configuration that does not fit the data or device, CheckpointError for a state that does not fit
+    the configuration, DivergenceError when the loss is not a number.
     """
     trainer = Trainer(config, parallel=parallel or Parallel(), progress=progress)
+    trainer.on_evaluation, trainer.stop = on_evaluation, stop or trainer.stop
     states = state_paths(trainer.states)
     if resume and states:
         trainer.load(states[-1])
@@ -89,6 +102,8 @@ class Trainer:
         self.dp = (parallel or Parallel()).dp
         self.is_first = self.dp.rank == 0  # the rank that writes; all compute the same
         self.device = _device(config.device, self.dp.rank)
+        if config.compile == "graph" and self.device.type != "cuda":
+            raise ConfigError(f"compile = 'graph' records a CUDA graph, but the device is {self.device}: use 'all'")
         self.model_config = ModelConfig.from_json(config.model)
         if config.seq_len > self.model_config.max_context:
             raise ConfigError(
@@ -104,7 +119,8 @@ class Trainer:
         self.model = Transformer(self.model_config, dtype=DTYPES[config.dtype], device=self.device)
         self.model.reset_parameters(config.init_std)
         self.router = Router(self.model, self.model_config, group=self.dp)
-        self.optimizer = MasterAdamW(
+        optimizer = MasterMuon if config.optimizer == "muon" else MasterAdamW
+        self.optimizer = optimizer(
             self.model.named_parameters(),
             beta1=config.beta1,
             beta2=config.beta2,
@@ -116,14 +132,28 @@ class Trainer:
         )
         compiled = config.compile != "no"
         self.loss_kernel = torch.compile(nll_and_gradient, dynamic=False) if compiled else nll_and_gradient
-        if config.compile == "all":
+        if config.recompute:
+            recompute(self.model)  # before compiling, so that compiled code knows what to keep
+        self.compiles_blocks = config.compile in ("all", "graph")
+        if self.compiles_blocks:
             compile_blocks(self.model)
+            self.router.sequence_loss = torch.compile(self.router.sequence_loss, dynamic=False)
+        # The tiles of packed documents have kernels only where attention is compiled, and only for a GPU.
+        self.tiled = self.compiles_blocks and self.device.type == "cuda"
 
+        self.on_evaluation: Callable[[Path], None] | None = None
+        self.stop: Callable[[], bool] = lambda: False
+        self.stopped = False
         self.step = 0
         self.seconds = self.seconds_before = 0.0  # spent on this run, and by the processes before this one
         self.started = time.monotonic()
-        # Since the last log, summed over steps: main, MTP and balance loss, gradient norm, and 1 for each step.
-        self.sums = torch.zeros(5, device=self.device)
+        self.learn: Callable[[Batch], None] = self._learn  # or its recording
+        # Since the last log, summed over micro-batches: MTP and balance loss; over steps: gradient norm.
+        self.loss_sums = torch.zeros(2, device=self.device)
+        self.norm_sum = torch.zeros((), device=self.device)
+        self.summed_steps = 0
+        # Likewise by language: nats of the next token, and how many tokens had a loss.
+        self.language_sums = torch.zeros(len(self.data.languages), 2, device=self.device)
         self.load_GE = self.router.load_GE
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
 
@@ -133,37 +163,63 @@ class Trainer:
         """One optimiser step over ``batch_tokens`` tokens; returns its learning rate. Never waits for the device."""
         config = self.config
         lr = self.learning_rate()
-        means = torch.zeros(3, device=self.device)
-        for tokens_BS in self.next_micro_batches():
-            with self.router.listen() as heard:
-                losses = language_losses(self.model, tokens_BS, chunk=config.loss_chunk, kernel=self.loss_kernel)
-            balance = self.router.balance_loss(heard, len(tokens_BS))
-            (losses.main + config.mtp_weight * losses.mtp + config.balance_weight * balance).backward()
-            self.optimizer.accumulate()
-            self.router.load_GE += self.router.load(heard, len(tokens_BS))
-            means += torch.stack((losses.main, losses.mtp, balance)).detach() / self.micro_batches
+        for batch in self.next_micro_batches():
+            if config.compile == "graph" and self.learn == self._learn:
+                self._record(batch)
+            self.learn(batch)
         norm = self.optimizer.step(lr, divisor=config.n_micro_batches)
         frozen = self.progress_share() >= 1.0 - config.bias_freeze_fraction
         self.load_GE = self.router.finish_step(0.0 if frozen else config.bias_update)
-        self.sums += torch.stack((*means.unbind(), norm, torch.ones_like(norm)))
+        self.norm_sum += norm
+        self.summed_steps += 1
         self.step += 1
         # The gradient's norm shows a loss that is not finite, and a gradient that overflowed behind one that is.
         is_first_bad = ~norm.isfinite() & (self.first_bad_step < 0)
         self.first_bad_step.masked_fill_(is_first_bad, self.step)
         return lr
 
-    def next_micro_batches(self) -> Iterator[Tensor]:
-        """This rank's tokens (B, S + 1 + n_mtp_layers) of the coming step: a function of the step's number alone."""
+    def _learn(self, batch: Batch) -> None:
+        """One micro-batch: gradients and expert loads are added to those of the step, losses to the sums."""
+        config = self.config
+        with self.router.listen() as heard:
+            losses = language_losses(
+                self.model,
+                batch.tokens_BS,
+                batch.documents_BS,
+                chunk=config.loss_chunk,
+                kernel=self.loss_kernel,
+                tiled=self.tiled,
+            )
+        n_rows = len(batch.tokens_BS)
+        balance = self.router.balance_loss(heard, n_rows)
+        (losses.main + config.mtp_weight * losses.mtp + config.balance_weight * balance).backward()
+        self.optimizer.accumulate()
+        self.router.load_GE += self.router.load(heard, n_rows)
+        self.loss_sums += torch.stack((losses.mtp, balance)).detach()
+        self.language_sums += by_language(losses, batch.languages_B, len(self.language_sums))
+
+    def _record(self, batch: Batch) -> None:
+        """Make ``learn`` one CUDA graph, and undo what trying it out has added to the sums."""
+        kept = [*self.optimizer.grads, self.router.load_GE, self.loss_sums, self.language_sums]
+        before = [tensor.clone() for tensor in kept]
+        self.learn = Recorded(self._learn, batch)
+        for tensor, value in zip(kept, before, strict=True):
+            tensor.copy_(value)
+
+    def next_micro_batches(self) -> Iterator[Batch]:
+        """This rank's rows of S + 1 + n_mtp_layers tokens of the coming step: a function of the step's number alone."""
         for micro in range(self.micro_batches):
             epoch, within = divmod(self.step * self.micro_batches + micro, self.data.steps_per_epoch)
-            yield self.data.batch(epoch, within).tokens_BS
+            yield self.data.batch(epoch, within)
 
     def read_clock(self) -> None:
         """Set ``seconds``. All ranks get the mean of their clocks, so that they decay and stop at the same step."""
         seconds = self.seconds_before + time.monotonic() - self.started
         if self.dp.size > 1:
-            sum_of_clocks = self.dp.all_reduce(torch.tensor(seconds, dtype=torch.float64, device=self.device))
-            seconds = sum_of_clocks.item() / self.dp.size
+            clock_and_stop = torch.tensor((seconds, self.stop()), dtype=torch.float64, device=self.device)
+            sum_of_clocks, stops = self.dp.all_reduce(clock_and_stop).tolist()
+            seconds = sum_of_clocks / self.dp.size
+            self.stopped = stops > 0
         self.seconds = seconds
 
     def progress_share(self) -> float:
@@ -172,9 +228,11 @@ class Trainer:
         return max(share, self.seconds / self.config.max_seconds) if self.config.max_seconds else share
 
     def is_time_up(self) -> bool:
-        """Whether this process has had its ``stop_at_seconds``."""
+        """Whether this process has had its ``stop_at_seconds``, or was asked to stop."""
+        if self.dp.size == 1:
+            self.stopped = self.stop()
         limit = self.config.stop_at_seconds
-        return limit is not None and self.seconds - self.seconds_before >= limit
+        return self.stopped or (limit is not None and self.seconds - self.seconds_before >= limit)
 
     def learning_rate(self) -> float:
         config = self.config
@@ -190,7 +248,7 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """Figures on the validation data; see ``dsv3.train.evaluate``. Moves no bias."""
         # Evaluation has batches of other sizes, which compiled code would be compiled for again.
-        with torch.compiler.set_stance("force_eager") if self.config.compile == "all" else contextlib.nullcontext():
+        with torch.compiler.set_stance("force_eager") if self.compiles_blocks else contextlib.nullcontext():
             return evaluate(self.model, self.validation, self.router, chunk=self.config.loss_chunk)
 
     # --------------------------------------------------------------------------------------------------------- states
@@ -276,16 +334,23 @@ class Trainer:
                         self.check_finite()
                         if self.step % config.eval_every == 0:
                             log.write("eval", self.step, **self.evaluate())
+                            self._show(log)
                         if self.step % config.save_every == 0:
                             self.save()
         speed = meter.mean(self.step)
         state = self.save()
         evaluation = self.evaluate()
         log.write("eval", self.step, final=True, **evaluation)
+        self._show(log)
         if self.is_first:
-            write_csv(self.log_path, self.log_path.with_suffix(".csv"))
             self.export()
         return TrainResult(True, self.step, state, self.export_dir, evaluation, speed)
+
+    def _show(self, log: RunLog) -> None:
+        """Let the run be looked at as far as it has come."""
+        log.write_tables()
+        if self.is_first and self.on_evaluation is not None:
+            self.on_evaluation(self.log_path.parent)
 
     def export(self) -> None:
         """Write the model in Hugging Face layout, with the tokenizer's files where one is configured."""
@@ -299,13 +364,28 @@ class Trainer:
             whole_blocks=True,
         )
 
-    def _read_sums(self) -> dict[str, float]:
+    def _read_sums(self) -> dict[str, Any]:
         """Means over the steps since the last call. Waits for the device."""
         self.check_finite()
-        main, mtp, balance, norm, steps = self.dp.all_reduce(self.sums).tolist()
-        self.sums.zero_()
-        main, mtp, balance, norm = (total / steps for total in (main, mtp, balance, norm))
-        return {"loss": main, "mtp_loss": mtp, "balance_loss": balance, "grad_norm": norm}
+        micro_batches = self.summed_steps * self.config.n_micro_batches
+        mtp, balance = (total / micro_batches for total in self.dp.all_reduce(self.loss_sums).tolist())
+        norm = float(self.norm_sum) / self.summed_steps
+        nats_and_tokens = self.dp.all_reduce(self.language_sums).tolist()
+        self.summed_steps = 0
+        for sums in (self.loss_sums, self.language_sums, self.norm_sum):
+            sums.zero_()
+        all_nats, all_tokens = (sum(column) for column in zip(*nats_and_tokens, strict=True))
+        means = {
+            language: nats / tokens if tokens else math.nan
+            for language, (nats, tokens) in zip(self.data.languages, nats_and_tokens, strict=True)
+        }
+        return {
+            "loss": all_nats / all_tokens,
+            "loss_by_language": means,
+            "mtp_loss": mtp,
+            "balance_loss": balance,
+            "grad_norm": norm,
+        }
 
     def _open_data(self) -> tuple[PackedDataset, dict[str, ValidationSet]]:
         config, n_mtp = self.config, self.model_config.n_mtp_layers
@@ -347,16 +427,31 @@ def first_documents(store: TokenStore, n: int | None) -> TokenStore:
     return dataclasses.replace(store, languages=cut)
 
 
+def by_language(losses: Losses, languages_B: Tensor, n_languages: int) -> Tensor:
+    """Nats and number of scored tokens of each language, (languages, 2). As a product the sums have a fixed order."""
+    rows_B2 = torch.stack((losses.nll_BS.sum(1), losses.scored_BS.sum(1, dtype=torch.float32)), dim=1)
+    is_of_LB = torch.arange(n_languages, device=languages_B.device).unsqueeze(1) == languages_B
+    return is_of_LB.float() @ rows_B2
+
+
 def compile_blocks(model: Transformer) -> None:
-    """Compile what is worth fusing, block by block: attention, experts, MLPs. Not the gates, which are listened to."""
-    # Rotations are complex products; inductor leaves those as they are, which is meant, and says so, which alarms.
-    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
+    """Compile what is worth fusing, block by block; not what the gates' listeners hear, which goes out between."""
+    norms = [model.norm]
     for block in [*model.layers, *model.mtp]:
         assert isinstance(block, Block)
-        ffn = (block.ffn.experts, block.ffn.shared_experts) if isinstance(block.ffn, MoE) else (block.ffn,)
-        for part in (block.attn, *ffn):
-            if part is not None:
-                part.compile(dynamic=False)
+        norms.append(block.ffn_norm)
+        if isinstance(block, MTP):
+            norms += [block.enorm, block.hnorm, block.shared_head.norm]
+        block.attend = torch.compile(block.attend, dynamic=False)
+        if not isinstance(block.ffn, MoE):
+            block.ffn.compile(dynamic=False)
+            continue
+        block.ffn.gate.choose = torch.compile(block.ffn.gate.choose, dynamic=False)
+        block.ffn.routed = torch.compile(block.ffn.routed, dynamic=False)
+        if block.ffn.shared_experts is not None:
+            block.ffn.shared_experts.compile(dynamic=False)
+    for norm in norms:
+        norm.compile(dynamic=False)
 
 
 def _device(name: str | None, rank: int) -> torch.device:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dsv3 import kernels
 from dsv3.kernels import grouped_gemm, grouped_linear, reference
+from tests.gpu import never_waiting
 from tests.kernels.tolerances import FP8_LINEAR, GEMM_BF16, GROUPED_BF16, GROUPED_FP32, relative_error
 
 COUNTS = [
@@ -121,16 +122,11 @@ def test_equals_row_by_row_on_a_gpu(counts, f, d, dtype, tolerance):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_bf16_on_a_gpu_never_waits_for_the_host():
     x, w, counts_E = case([3, 0, 5, 2, 0], 64, 128, "cuda", torch.bfloat16)
     grouped_linear(x, w, counts_E).square().sum().backward()  # loads the kernels
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         grouped_linear(x, w, counts_E).square().sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
 
 
 @pytest.mark.gpu

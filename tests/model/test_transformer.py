@@ -20,6 +20,7 @@ from dsv3.layers.moe import Experts, MoE
 from dsv3.model.transformer import Transformer
 from dsv3.probe import capture
 from tests.conftest import SmallConfig
+from tests.gpu import never_waiting
 from tests.model_helpers import (
     assert_close,
     make_model,
@@ -433,11 +434,8 @@ def test_a_decode_step_never_waits_and_fits_a_cuda_graph(small_config: SmallConf
             for _ in range(2):
                 step()
         torch.cuda.synchronize()
-        try:
-            torch.cuda.set_sync_debug_mode("error")
+        with never_waiting():
             step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = step()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dsv3.errors import ConfigError
 from dsv3.train.corpus import Documents, TokenStore
 from dsv3.train.data import Batch, PackedDataset, ValidationSet
+from tests.gpu import never_waiting
 
 BOS, EOS = 0, 1
 LENGTHS = {"en": [7, 40, 3, 25, 2, 90, 11], "es": [33, 5, 64], "zh": [9] * 12}
@@ -310,11 +311,8 @@ def test_on_the_gpu_batches_are_equal_and_never_wait() -> None:
     store = numbered(LENGTHS)
     here, there = (PackedDataset(store, 8, 4, device=device) for device in ("cpu", "cuda"))
     there.batch(0, 0)  # makes the plan of the epoch, which copies it to the device
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         batches = [there.batch(0, step) for step in range(there.steps_per_epoch)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for step, batch in enumerate(batches):
         assert batch.tokens_BS.is_cuda
         expected = here.batch(0, step)

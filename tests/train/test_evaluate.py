@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dsv3.layers.packing import Packing
 from dsv3.train.evaluate import evaluate, max_violations
 from dsv3.train.trainer import Trainer
 
@@ -23,10 +24,13 @@ def count_by_hand(trainer: Trainer) -> tuple[float, float]:
     for validation in trainer.validation.values():
         for batch, scored_BS in validation:
             tokens_BS, S = batch.tokens_BS, scored_BS.shape[1]
-            h_BSD = model.hidden(tokens_BS[:, :S])
+            packing = Packing.of(batch.documents_BS[:, :S])
+            h_BSD = model.hidden(tokens_BS[:, :S], packing)
             logits_BSV = model.logits(h_BSD)
-            draft_BSV = model.logits(model.predict_next(0, h_BSD, tokens_BS[:, 1 : S + 1]))
+            draft_BSV = model.logits(model.predict_next(0, h_BSD, tokens_BS[:, 1 : S + 1], packing))
             for b, i in scored_BS[:, 1:].nonzero().tolist():  # token i + 2: the main model's target at i + 1
+                if batch.documents_BS[b, i] != batch.documents_BS[b, i + 2]:
+                    continue
                 agreements += int(draft_BSV[b, i].argmax() == logits_BSV[b, i + 1].argmax())
                 nats -= float(draft_BSV[b, i].log_softmax(-1)[tokens_BS[b, i + 2]])
                 n += 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from dsv3.model.transformer import Transformer
 from dsv3.parallel.group import Group
-from dsv3.train.optim import MasterAdamW, learning_rate
+from dsv3.train.optim import MasterAdamW, MasterMuon, learning_rate, orthogonalize
 
 
 def network(dtype=torch.float32):
@@ -139,3 +140,62 @@ def test_schedule_follows_progress_when_steps_are_few():
     assert learning_rate(1.0, step=20, **SCHEDULE) == pytest.approx(0.1)
     assert learning_rate(2.0, step=20, **SCHEDULE) == pytest.approx(0.1)
     assert learning_rate(0.99, step=20, **SCHEDULE | {"decay_fraction": 0.0, "warmup_steps": 0}) == 1.0
+
+
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_scales():
+    torch.manual_seed(2)
+    matrices_BMN = torch.randn(3, 8, 20) @ torch.diag(torch.logspace(0, -2, 20))
+    u, _, v = torch.linalg.svd(matrices_BMN, full_matrices=False)
+    steps_BMN = orthogonalize(matrices_BMN)
+    s_BMM = u.mT @ steps_BMN @ v.mT  # diagonal: the singular vectors are those of the input
+    diagonal_BM = s_BMM.diagonal(dim1=1, dim2=2)
+    assert (s_BMM - torch.diag_embed(diagonal_BM)).abs().max() < 1e-3
+    assert diagonal_BM.min() > 0.6
+    assert diagonal_BM.max() < 1.25
+
+
+def test_muon_serves_hidden_matrices_stacked_or_not_and_adamw_the_rest(small_config):
+    config = small_config("v3")
+    model = Transformer(config, dtype=torch.float32)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    adamw = MasterAdamW(copy.deepcopy(model).named_parameters(), weight_decay=0.0)
+    muon = MasterMuon(model.named_parameters(), weight_decay=0.0)
+    hidden = {muon.names[i] for i in muon.hidden}
+    assert {"layers.0.attn.wo.weight", "layers.1.ffn.experts.w13", "mtp.0.eh_proj.weight"} <= hidden
+    assert not {"embed.weight", "head.weight", "norm.weight", "layers.1.ffn.gate.weight"} & hidden
+    for optimizer in (adamw, muon):
+        torch.manual_seed(3)
+        for grad in optimizer.grads:
+            grad.normal_()
+        optimizer.step(1e-2)
+    for i, name in enumerate(muon.names):
+        if name not in hidden:
+            torch.testing.assert_close(muon.masters[i], adamw.masters[i])
+            continue
+        step = (before[name] - muon.masters[i]).view(-1, *before[name].shape[-2:])
+        # Each matrix by itself: all singular values of its step are about lr * 0.2 * sqrt(its larger side).
+        values = torch.linalg.svdvals(step) / (1e-2 * 0.2 * max(step.shape[1:]) ** 0.5)
+        assert values.median() > 0.6, name  # a random square matrix has a few directions of hardly any size
+        assert values.max() < 1.3, name
+
+
+def test_muon_resumes_with_the_same_bits():
+    torch.manual_seed(4)
+    shapes = {"layers.0.a": (3, 4, 6), "layers.0.b": (6, 4), "head.weight": (8, 4), "layers.0.norm.weight": (4,)}
+    grads = [[torch.randn(shape) for shape in shapes.values()] for _ in range(4)]
+
+    def optimizer() -> MasterMuon:
+        return MasterMuon([(name, nn.Parameter(torch.ones(shape))) for name, shape in shapes.items()])
+
+    def advance(optimizer: MasterMuon, steps: list[list[torch.Tensor]]) -> None:
+        for step in steps:
+            torch._foreach_copy_(optimizer.grads, step)
+            optimizer.step(1e-2)
+
+    whole, resumed = optimizer(), optimizer()
+    advance(whole, grads[:2])
+    saved = copy.deepcopy(whole.state_dict())
+    advance(whole, grads[2:])
+    resumed.load_state_dict(saved)
+    advance(resumed, grads[2:])
+    assert all(torch.equal(a, b) for a, b in zip(whole.masters, resumed.masters, strict=True))

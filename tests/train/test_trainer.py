@@ -19,6 +19,7 @@ from dsv3.train.corpus import TokenStore
 from dsv3.train.log import read_log
 from dsv3.train.trainer import DivergenceError, Trainer
 from dsv3.weights import load_model
+from tests.gpu import never_waiting
 
 
 def test_thirty_steps_bring_the_loss_down_and_leave_a_model_that_loads(micro_run):
@@ -113,8 +114,11 @@ def test_micro_batches_change_only_the_rounding(micro_run, tmp_path):
         # One epoch is shuffled alike whatever the batch: the first 256 tokens are the same rows.
         trainer.take_step()
         losses.append(trainer._read_sums())
-    # The mean over micro-batches is the mean over tokens; only the sums' order differs.
+    # Every token weighs the same in whatever micro-batch it stands; only the sums' order differs.
+    languages = [means.pop("loss_by_language") for means in losses]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert languages[0] == pytest.approx(languages[1], rel=1e-4)
+    assert min(languages[0].values()) < losses[0]["loss"] < max(languages[0].values())
 
 
 def test_nan_stops_with_the_step_the_batch_and_the_last_good_state(micro_run):
@@ -165,30 +169,52 @@ def test_cuda_asked_for_where_there_is_none(micro_run):
         train(micro_run(device="cuda"), progress=False)
 
 
+def test_a_graph_needs_a_gpu(micro_run):
+    with pytest.raises(ConfigError, match=r"records a CUDA graph, but the device is cpu: use 'all'"):
+        Trainer(micro_run(compile="graph"), progress=False)
+
+
 @pytest.mark.gpu
 def test_a_step_never_waits_for_the_device(micro_run):
     trainer = Trainer(micro_run(device="cuda", dtype="bf16"), progress=False)
     trainer.take_step()  # the plan of the epoch is sent to the device once
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls this guard a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         trainer.take_step()
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.cuda.set_sync_debug_mode("default")
     trainer.check_finite()
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about its own parts
+def test_a_recorded_step_is_the_step(micro_run):
+    """Compiled and replayed as one CUDA graph, against layer by layer: the same losses, loads and weights."""
+    trainers = [
+        Trainer(micro_run(device="cuda", dtype="bf16", compile=mode), progress=False) for mode in ("no", "graph")
+    ]
+    for trainer in trainers:
+        for _ in range(4):
+            trainer.take_step()
+        assert int(trainer.load_GE.sum()) == trainer.config.batch_tokens * 4 * len(trainer.router.names)  # K is 4
+    plain, recorded = trainers
+    torch.testing.assert_close(recorded.language_sums, plain.language_sums, rtol=0.01, atol=0.1)
+    torch.testing.assert_close(recorded.loss_sums, plain.loss_sums, rtol=0.01, atol=0.1)
+    for name, one, two in zip(plain.optimizer.names, plain.optimizer.masters, recorded.optimizer.masters, strict=True):
+        assert (one - two).norm() < 0.05 * one.norm(), name
+    with never_waiting():
+        recorded.take_step()
+
+
+@pytest.mark.gpu
 def test_a_gpu_in_bf16_learns_what_a_cpu_in_fp32_learns(micro_run, tmp_path):
-    last = []
-    for device, dtype in (("cpu", "fp32"), ("cuda", "bf16")):
-        config = micro_run(device=device, dtype=dtype, out=str(tmp_path / device))
-        train(config, progress=False)
-        last.append([record for record in read_log(Path(config.out) / "log.jsonl") if record["kind"] == "train"][-1])
-    assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=0.1)
+    here = Trainer(micro_run(out=str(tmp_path / "cpu")), progress=False)
+    there = Trainer(micro_run(out=str(tmp_path / "cuda"), device="cuda", dtype="bf16"), progress=False)
+    there.optimizer.load_state_dict(here.optimizer.state_dict())  # random numbers differ between devices
+    for trainer in (here, there):
+        for _ in range(25):
+            trainer.take_step()
+        trainer.language_sums.zero_()
+        for _ in range(5):
+            trainer.take_step()
+    torch.testing.assert_close(there.language_sums.cpu(), here.language_sums, rtol=0.03, atol=0)
 
 
 @pytest.mark.dist
@@ -239,5 +265,5 @@ def test_compiled_and_eager_steps_agree(micro_run, tmp_path):
             trainer = Trainer(dataclasses.replace(config, compile=mode), progress=False)
             trainer.take_step()
             trainer.take_step()
-        sums.append(trainer.sums)
+        sums.append(torch.cat((trainer.loss_sums, trainer.norm_sum[None], trainer.language_sums.flatten())))
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-4)
