@@ -56,7 +56,7 @@ from dsv3.train.trainer import first_documents
 NAME = "model_card"
 ROWS_AT_ONCE = 4  # of 1,024 tokens: more would not be faster on two threads
 CHAPTERS, PROMPT, NEW = 20, 32, 128  # per language, tokens, tokens
-SAMPLED = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1}  # as `dsv3 demo` samples
+SAMPLED = {"temperature": 0.8, "top_p": 0.9}  # as `dsv3 demo` samples
 SAMPLE_TOKENS = 120
 BEGINNINGS = {
     "en": (
