@@ -48,10 +48,9 @@ from dsv3.engine.outputs import RequestOutput
 from dsv3.errors import Dsv3Error
 from dsv3.expert_load import LayerLoad, loads_from_records, max_violation, shares
 from dsv3.train.balance import Router
-from dsv3.train.corpus import TokenStore
+from dsv3.train.corpus import TokenStore, first_documents
 from dsv3.train.data import ValidationSet
 from dsv3.train.evaluate import evaluate
-from dsv3.train.trainer import first_documents
 
 NAME = "model_card"
 ROWS_AT_ONCE = 4  # of 1,024 tokens: more would not be faster on two threads

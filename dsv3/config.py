@@ -456,7 +456,8 @@ class TrainConfig(_Record):
 
     ``max_seconds`` bounds the whole run, resumed parts included: the schedule follows the larger of the shares of steps
     and of time, so it always reaches its end. ``stop_at_seconds`` bounds one process only, which then saves a state.
-    ``eval_documents``: validate on this many documents of each language, None: all.
+    ``eval_documents``: validate on this many documents of each language, None: all. ``patience``: end after so many
+    evaluations without a better one, and export the best; None: train to the end and export that.
     """
 
     model: str = "configs/config_tiny.json"
@@ -494,6 +495,7 @@ class TrainConfig(_Record):
     log_every: int = 10
     eval_every: int = 250
     eval_documents: int | None = None
+    patience: int | None = None
     save_every: int = 500
     keep: int = 2
     export: Literal["fp8", "bf16", "fp32"] = "fp8"
@@ -529,7 +531,7 @@ class TrainConfig(_Record):
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}; a moving average needs 0 or more and less than 1")
-        for key in ("max_seconds", "stop_at_seconds", "eval_documents"):
+        for key in ("max_seconds", "stop_at_seconds", "eval_documents", "patience"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ConfigError(f"{key} is {value}; it must be above 0, or unset for no limit")

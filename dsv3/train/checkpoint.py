@@ -13,7 +13,7 @@ import torch
 
 from dsv3.errors import CapacityError, CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 _PATTERN = "step-*.pt"
 
 

@@ -46,6 +46,7 @@ _HELP = {
     "log_every": "steps between two lines of the log",
     "eval_every": "steps between two evaluations on the validation data",
     "eval_documents": "validate on so many documents of each language; unset: on all",
+    "patience": "end after so many evaluations without a better one and export the best; unset: train to the end",
     "save_every": "steps between two saved states",
     "keep": "how many states to keep; older ones are removed",
     "export": "number format of the exported weights",

@@ -30,7 +30,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -160,6 +160,17 @@ class TokenStore:
         for name, docs in languages.items():
             _verify(f"{path}, language {name}", docs, store.vocab_size)
         return store
+
+
+def first_documents(store: TokenStore, n: int | None) -> TokenStore:
+    """The store with only the first ``n`` documents of each language; all of them for None."""
+    if n is None:
+        return store
+    cut: dict[str, Documents] = {}
+    for language, documents in store.languages.items():
+        starts = documents.starts[: n + 1]
+        cut[language] = Documents(documents.tokens[: starts[-1]], starts, documents.n_bytes[:n])
+    return replace(store, languages=cut)
 
 
 def read_documents(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A function of tensors as one CUDA graph.
+"""A training step as few launches: fused kernels, and one CUDA graph of them all.
 
 A step of a small model is some two thousand kernels of a few microseconds each, and the host needs longer to launch
 them one by one than the device to run them. A graph is launched as a whole: the device runs what was recorded, on the
@@ -12,7 +12,32 @@ from typing import Generic, TypeVar
 
 import torch
 
+from dsv3.layers.moe import MoE
+from dsv3.model.block import Block
+from dsv3.model.mtp import MTP
+from dsv3.model.transformer import Transformer
+
 Inputs = TypeVar("Inputs")  # a dataclass of tensors
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile what is worth fusing, block by block; not what the gates' listeners hear, which goes out between."""
+    norms = [model.norm]
+    for block in [*model.layers, *model.mtp]:
+        assert isinstance(block, Block)
+        norms.append(block.ffn_norm)
+        if isinstance(block, MTP):
+            norms += [block.enorm, block.hnorm, block.shared_head.norm]
+        block.attend = torch.compile(block.attend, dynamic=False)
+        if not isinstance(block.ffn, MoE):
+            block.ffn.compile(dynamic=False)
+            continue
+        block.ffn.gate.choose = torch.compile(block.ffn.gate.choose, dynamic=False)
+        block.ffn.routed = torch.compile(block.ffn.routed, dynamic=False)
+        if block.ffn.shared_experts is not None:
+            block.ffn.shared_experts.compile(dynamic=False)
+    for norm in norms:
+        norm.compile(dynamic=False)
 
 
 class Recorded(Generic[Inputs]):

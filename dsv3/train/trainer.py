@@ -4,12 +4,14 @@
     every n     log (the only place where the loop reads values back) · evaluate · save a state to resume from
     end         evaluate, save, export in Hugging Face layout
 
+A run may also end when validation says so: after ``patience`` evaluations without a better one the weights of the best
+are taken back and exported. That is for runs that repeat their text until they know it by heart.
+
 Time counts twice. ``max_seconds`` is part of the schedule: the learning rate follows the larger of the shares of steps
 and of seconds, so a run of bounded time still ends with a decayed rate. ``stop_at_seconds`` ends only this process.
 """
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,22 +25,19 @@ from tqdm import tqdm
 
 from dsv3.config import ModelConfig, TrainConfig
 from dsv3.errors import ConfigError, Dsv3Error
-from dsv3.layers.moe import MoE
-from dsv3.model.block import Block
-from dsv3.model.mtp import MTP
 from dsv3.model.transformer import Transformer
 from dsv3.parallel.group import Parallel
 from dsv3.tokenizer import Tokenizer
 from dsv3.train.balance import Router
 from dsv3.train.checkpoint import load_state, require_same, save_state, state_paths
-from dsv3.train.corpus import Documents, TokenStore
+from dsv3.train.corpus import TokenStore, first_documents
 from dsv3.train.data import Batch, PackedDataset, ValidationSet
 from dsv3.train.evaluate import evaluate, max_violations
 from dsv3.train.log import Meter, RunLog
 from dsv3.train.loss import Losses, language_losses, nll_and_gradient
 from dsv3.train.optim import MasterAdamW, MasterMuon, learning_rate
 from dsv3.train.recompute import recompute
-from dsv3.train.recorded import Recorded
+from dsv3.train.recorded import Recorded, compile_blocks
 from dsv3.weights import resolve, save_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -46,7 +45,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m
 # What may differ between a state and the run that resumes from it: where, how long and how often, not what is computed.
 OPERATIONAL = frozenset(
     ("model", "data", "tokenizer", "out", "device", "compile", "total_steps", "max_seconds", "stop_at_seconds",
-     "recompute", "log_every", "eval_every", "eval_documents", "save_every", "keep", "export")
+     "patience", "recompute", "log_every", "eval_every", "eval_documents", "save_every", "keep", "export")
 )  # fmt: skip
 
 
@@ -56,7 +55,10 @@ class DivergenceError(Dsv3Error):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. ``finished`` is False after ``stop_at_seconds``: resume to go on; there is no export then."""
+    """How a run ended. ``finished`` is False after ``stop_at_seconds``: resume to go on; there is no export then.
+
+    ``steps``: optimiser steps behind the weights that were exported; with ``patience`` more may have been taken.
+    """
 
     finished: bool
     steps: int
@@ -113,6 +115,8 @@ class Trainer:
         self.micro_batches = self.dp.split(config.n_micro_batches, "micro-batches in a step")
         out = Path(config.out)
         self.states, self.export_dir, self.log_path = out / "states", out / "model", out / "log.jsonl"
+        self.best_states = out / "best"
+        self.best_bits, self.evaluations_since_best = math.inf, 0
         self.data, self.validation = self._open_data()
 
         torch.manual_seed(config.seed)
@@ -253,7 +257,7 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------------- states
 
-    def save(self) -> Path:
+    def save(self, directory: Path | None = None) -> Path:
         """Write a state to resume from. Raises DivergenceError instead if the weights are spoilt."""
         self.check_finite()
         state: dict[str, Any] = {
@@ -262,12 +266,13 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "biases": self._biases(),
             "seconds": self.seconds,
+            "best": {"bits": self.best_bits, "evaluations_since": self.evaluations_since_best},
             "data": self._data_identity,
             "rng": {"cpu": torch.get_rng_state()},
         }
         if self.device.type == "cuda":
             state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        return save_state(self.states, self.step, state, keep=self.config.keep, write=self.is_first)
+        return save_state(directory or self.states, self.step, state, keep=self.config.keep, write=self.is_first)
 
     def load(self, path: Path) -> None:
         """Go on from a state. Raises CheckpointError that names what differs from this run's configuration and data."""
@@ -282,6 +287,7 @@ class Trainer:
         if self.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.step, self.seconds_before = state["step"], state["seconds"]
+        self.best_bits, self.evaluations_since_best = state["best"]["bits"], state["best"]["evaluations_since"]
 
     def _biases(self) -> dict[str, Tensor]:
         gates = zip(self.router.names, self.router.gates, strict=True)
@@ -310,7 +316,7 @@ class Trainer:
         meter = Meter(config.batch_tokens, self.step)
         quiet = not (self.progress and self.is_first)
         with tqdm(total=config.total_steps, initial=self.step, unit="step", disable=quiet) as bar:
-            while self.progress_share() < 1.0:
+            while self.progress_share() < 1.0 and not self.has_run_out_of_patience():
                 if self.is_time_up():
                     return TrainResult(False, self.step, self.save(), tokens_per_second=meter.mean(self.step))
                 lr = self.take_step()
@@ -333,18 +339,45 @@ class Trainer:
                     with meter.pause():
                         self.check_finite()
                         if self.step % config.eval_every == 0:
-                            log.write("eval", self.step, **self.evaluate())
+                            evaluation = self.evaluate()
+                            log.write("eval", self.step, **evaluation)
+                            self.compare(evaluation)
                             self._show(log)
                         if self.step % config.save_every == 0:
                             self.save()
         speed = meter.mean(self.step)
         state = self.save()
         evaluation = self.evaluate()
+        if config.patience is not None:
+            self.compare(evaluation)
+            if self.evaluations_since_best:
+                self.take_back_best()
+                evaluation = self.evaluate()
         log.write("eval", self.step, final=True, **evaluation)
         self._show(log)
         if self.is_first:
             self.export()
         return TrainResult(True, self.step, state, self.export_dir, evaluation, speed)
+
+    # ------------------------------------------------------------------------------------------- stopping on validation
+
+    def compare(self, evaluation: dict[str, Any]) -> None:
+        """With ``patience``: keep the state if the mean of the languages' bits per byte is the lowest so far."""
+        if self.config.patience is None:
+            return
+        bits = list(evaluation["bits_per_byte"].values())
+        self.evaluations_since_best += 1
+        if sum(bits) / len(bits) < self.best_bits:
+            self.best_bits, self.evaluations_since_best = sum(bits) / len(bits), 0
+            self.save(self.best_states)
+
+    def has_run_out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.evaluations_since_best >= self.config.patience
+
+    def take_back_best(self) -> None:
+        """Return to the state of the best evaluation."""
+        self.dp.all_reduce(torch.zeros(1, device=self.device)).item()  # the first rank has written it by now
+        self.load(state_paths(self.best_states)[-1])
 
     def _show(self, log: RunLog) -> None:
         """Let the run be looked at as far as it has come."""
@@ -416,42 +449,11 @@ class Trainer:
         return data, validation
 
 
-def first_documents(store: TokenStore, n: int | None) -> TokenStore:
-    """The store with only the first ``n`` documents of each language; all of them for None."""
-    if n is None:
-        return store
-    cut = {}
-    for language, documents in store.languages.items():
-        starts = documents.starts[: n + 1]
-        cut[language] = Documents(documents.tokens[: starts[-1]], starts, documents.n_bytes[:n])
-    return dataclasses.replace(store, languages=cut)
-
-
 def by_language(losses: Losses, languages_B: Tensor, n_languages: int) -> Tensor:
     """Nats and number of scored tokens of each language, (languages, 2). As a product the sums have a fixed order."""
     rows_B2 = torch.stack((losses.nll_BS.sum(1), losses.scored_BS.sum(1, dtype=torch.float32)), dim=1)
     is_of_LB = torch.arange(n_languages, device=languages_B.device).unsqueeze(1) == languages_B
     return is_of_LB.float() @ rows_B2
-
-
-def compile_blocks(model: Transformer) -> None:
-    """Compile what is worth fusing, block by block; not what the gates' listeners hear, which goes out between."""
-    norms = [model.norm]
-    for block in [*model.layers, *model.mtp]:
-        assert isinstance(block, Block)
-        norms.append(block.ffn_norm)
-        if isinstance(block, MTP):
-            norms += [block.enorm, block.hnorm, block.shared_head.norm]
-        block.attend = torch.compile(block.attend, dynamic=False)
-        if not isinstance(block.ffn, MoE):
-            block.ffn.compile(dynamic=False)
-            continue
-        block.ffn.gate.choose = torch.compile(block.ffn.gate.choose, dynamic=False)
-        block.ffn.routed = torch.compile(block.ffn.routed, dynamic=False)
-        if block.ffn.shared_experts is not None:
-            block.ffn.shared_experts.compile(dynamic=False)
-    for norm in norms:
-        norm.compile(dynamic=False)
 
 
 def _device(name: str | None, rank: int) -> torch.device:

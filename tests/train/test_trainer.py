@@ -106,6 +106,39 @@ def test_max_seconds_ends_the_run_with_a_decayed_rate(micro_run):
     assert records[-1]["lr"] < 0.3 * config.lr
 
 
+def test_patience_ends_the_run_and_exports_the_best_weights(micro_run):
+    config = micro_run(total_steps=40, eval_every=2, patience=2, keep=1)
+    trainer = Trainer(config, progress=False)
+    evaluate, bits, seen = trainer.evaluate, iter([3.0, 2.0, 2.5, 2.5]), {}
+
+    def scripted():
+        seen[trainer.step] = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        worse = next(bits, 9.0)
+        return evaluate() | {"bits_per_byte": {"low": worse - 1, "high": worse + 1}}
+
+    trainer.evaluate = scripted
+    result = trainer.run()
+    assert list(seen) == [2, 4, 6, 8]  # two evaluations after the best; back at step 4 it is evaluated once more
+    assert (result.finished, result.steps, trainer.step) == (True, 4, 4)
+    exported = load_model(result.export, dtype=torch.float32)
+    assert all(torch.equal(p, seen[4][name]) for name, p in exported.named_parameters())
+    records = read_log(Path(config.out) / "log.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "eval"] == [2, 4, 6, 8, 4]
+
+
+def test_patience_survives_an_interrupt(micro_run):
+    config = micro_run(total_steps=40, eval_every=2, patience=3)
+    trainer = Trainer(config, progress=False)
+    trainer.step = 2
+    trainer.compare({"bits_per_byte": {"low": 1.0, "high": 2.0}})
+    trainer.compare({"bits_per_byte": {"low": 1.0, "high": 2.1}})
+    state = trainer.save()
+    resumed = Trainer(config, progress=False)
+    resumed.load(state)
+    assert (resumed.best_bits, resumed.evaluations_since_best) == (1.5, 1)
+    assert not resumed.has_run_out_of_patience()
+
+
 def test_micro_batches_change_only_the_rounding(micro_run, tmp_path):
     losses = []
     for micro in (64, 256):
