@@ -69,7 +69,7 @@ def test_a_damaged_state_is_named_with_what_to_do(tmp_path, damage):
 
 def test_another_file_of_torch_is_no_state(tmp_path):
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="no training state of format 1"):
+    with pytest.raises(CheckpointError, match="no training state of format 2"):
         load_state(tmp_path / "other.pt")
 
 
