@@ -81,4 +81,4 @@ def test_every_figure_of_a_small_model(tmp_path: Path) -> None:
         assert f"| language distance, {block}" in done.stdout
     same = [line for line in done.stdout.splitlines() if line.startswith("| speculative = plain")]
     assert [[cell.strip() for cell in line.split("|")[2:4]] for line in same] == [["of 2 texts", "2 ± 0%"]] * 3
-    assert "'seed': 3, 'prompt': '老人说：“孩子，'" in done.stdout
+    assert "'seed': 3, 'prompt': '老太太笑道：“'" in done.stdout
