@@ -3,7 +3,7 @@
 BF16 keeps 8 significant bits: a weight of 1 cannot take a step smaller than 1/256, and late in training nearly every
 step is smaller. So the optimiser owns an FP32 copy of each parameter, adds the steps there, and hands the model the
 rounded result. Gradients are summed over micro-batches in FP32 for the same reason. The moments may be kept in BF16,
-which V3 found to cost nothing (§3.3.2); the arithmetic stays in FP32.
+which V3 found to cost nothing (§3.3.3); the arithmetic stays in FP32.
 
 AdamW, V3's choice, scales each number by its own history. Muon (K. Jordan 2024; arXiv 2502.16982 for large models)
 takes a matrix as a whole: the momentum's singular values are all set to about 1, so a step moves in every direction
