@@ -10,6 +10,8 @@ LAB_READY := $(VENV)/.lab-ready
 # Two processes share the cores in `make test`, and one thread each is the fastest there; it also makes results repeat.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
+BOOK := $(BIN)/python -m dsv3.learn.book
+
 # What the targets write.
 OUT := out
 
@@ -18,11 +20,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports lab bench train-tiny clean distclean
+.PHONY: help demo test lint format types imports notebooks test-notebooks lab bench train-tiny clean distclean
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 # ------------------------------------------------------------------------------------------------------- environment
 
@@ -47,7 +49,7 @@ demo: $(READY) ## continue a story in English, Spanish and Chinese with the embe
 	@$(BIN)/dsv3 demo --save-plot $(OUT)/experts.png
 
 # The checks run before the tests whatever -j says, so the last line printed is pytest's.
-test: lint types imports ## every check, then every test: what CI runs
+test: lint types imports test-notebooks ## every check, then every test: what CI runs
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
 
 lint: $(READY) ## format and lint, without changing a file
@@ -64,8 +66,21 @@ types: $(READY) ## pyright, strict on the package
 imports: $(READY) ## the import contracts of pyproject.toml (docs/architecture.md)
 	$(BIN)/lint-imports
 
-lab: $(LAB_READY) ## JupyterLab with dsv3 importable
-	$(BIN)/jupyter lab
+notebooks: $(READY) ## run the walkthrough in its three languages and keep the outputs, then check it
+	$(BOOK) extract
+	$(ONE_THREAD) $(BOOK) execute --language en
+	$(BOOK) build
+	$(ONE_THREAD) $(BOOK) execute --language es --language zh
+	$(BOOK) check
+
+# Every page is run and its outputs are compared; sanitize.cfg says what may differ.
+test-notebooks: $(READY) ## run the walkthrough and compare what it prints with what is stored
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=120 \
+	  --nbval-sanitize-with=notebooks/sanitize.cfg notebooks
+
+lab: $(LAB_READY) ## JupyterLab at the walkthrough's first page, in the language of LANG (en, es, zh)
+	@case "$${LC_ALL:-$${LC_MESSAGES:-$${LANG:-}}}" in es*) page=es;; zh*) page=zh;; *) page=en;; esac; \
+	  exec $(BIN)/jupyter lab "notebooks/$$page/00_tour.ipynb"
 
 bench: $(READY) ## measure on this CPU beside transformers with the same weights; rewrites docs/performance.md
 	$(BIN)/python benchmarks/cpu_decode.py

@@ -4,6 +4,8 @@ matplotlib is imported in this package only. Drawing uses its object interface o
 global figure list and no display are involved, and a figure is freed like any other object.
 """
 
+from matplotlib.figure import Figure
+
 from dsv3.viz.comparison import describe_comparison, draw_comparison
 from dsv3.viz.languages import describe_language_shares, draw_language_shares
 from dsv3.viz.recall import describe_recall, draw_recall
@@ -12,6 +14,7 @@ from dsv3.viz.theme import save
 from dsv3.viz.training import describe_training, draw_training
 
 __all__ = [
+    "Figure",
     "describe_comparison",
     "describe_expert_load",
     "describe_language_shares",

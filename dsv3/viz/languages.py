@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dsv3.errors import RequestError
+from dsv3.viz.labels import tr
 from dsv3.viz.theme import panels, themed
 
 STYLES = (("#4b2e83", ""), ("#e08214", "////"), ("#b2dbe8", "...."), ("#7f7f7f", "xx"))
@@ -50,7 +51,7 @@ def draw_language_shares(blocks: Shares, *, group_size: int | None = None) -> Fi
         ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
         ax.tick_params(labelbottom=ax is axes[-1])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(STYLES))
-    axes[-1].set_xlabel("expert" + (", with lines between the groups" if group_size else ""))
+    axes[-1].set_xlabel(tr("expert, with lines between the groups") if group_size else tr("expert"))
     return figure
 
 

@@ -1,5 +1,6 @@
 """Figures about routing: which experts the tokens went to."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dsv3.errors import RequestError
 from dsv3.expert_load import LayerLoad, relative_load
+from dsv3.viz.labels import tr
 from dsv3.viz.theme import DEVIATION_MAP, panels, themed
 
 BUSIEST, IDLEST = "▲", "▽"
@@ -45,13 +47,13 @@ def draw_expert_load(groups: Mapping[str, Sequence[LayerLoad]]) -> Figure:
         image = ax.imshow(load, cmap=DEVIATION_MAP, norm=norm, aspect="auto", interpolation="nearest")
         _mark_extremes(ax, load, norm)
         ax.set_title(title, loc="left")
-        ax.set_yticks(range(load.shape[0]), [layer.name for layer in groups[title]])
+        ax.set_yticks(range(load.shape[0]), [_layer_label(layer.name) for layer in groups[title]])
         ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
-    axes[-1].set_xlabel(f"expert ({BUSIEST} busiest, {IDLEST} idlest of its layer)")
+    axes[-1].set_xlabel(tr("expert ({busiest} busiest, {idlest} idlest of its layer)", busiest=BUSIEST, idlest=IDLEST))
     assert image is not None
     upper = [tick for tick in MaxNLocator(nbins=5).tick_values(1.0, top) if 1.0 < tick <= top]
     bar = figure.colorbar(image, ax=axes, pad=0.02, ticks=[0.0, 0.5, 1.0, *upper])
-    bar.set_label("load (multiples of the uniform load; 1 = fair share)")
+    bar.set_label(tr("load (multiples of the uniform load; 1 = fair share)"))
     return figure
 
 
@@ -71,15 +73,31 @@ def _mark_extremes(ax: Axes, load: np.ndarray, norm: TwoSlopeNorm) -> None:
             ax.text(expert, row, mark, ha="center", va="center", fontsize=9, color="white" if dark else "black")
 
 
+def _layer_label(name: str) -> str:
+    """The name that ``loads_from_records`` gives a layer, in the reader's language."""
+    if match := re.fullmatch(r"layer (\d+)", name):
+        return tr("layer {index}", index=match[1])
+    return name
+
+
 def describe_expert_load(groups: Mapping[str, Sequence[LayerLoad]]) -> str:
     """One line of alternative text for ``draw_expert_load``: what it shows, and the extreme of each panel."""
     parts = []
     for title, layers in groups.items():
         worst = max(layers, key=lambda layer: layer.max_violation)
-        entropy = sum(layer.entropy for layer in layers) / len(layers)
         expert, share = worst.busiest
         parts.append(
-            f"{title}: the busiest is expert {expert} of {worst.name} with {share * worst.counts_E.numel():.1f} times "
-            f"the uniform load, the mean entropy is {entropy:.0%} of its maximum"
+            tr(
+                "{title}: the busiest is expert {expert} of {layer} with {times:.1f} times the uniform load, the mean "
+                "entropy is {entropy:.0%} of its maximum",
+                title=title,
+                expert=expert,
+                layer=_layer_label(worst.name),
+                times=share * worst.counts_E.numel(),
+                entropy=sum(layer.entropy for layer in layers) / len(layers),
+            )
         )
-    return "Heat map of expert load by layer and expert, in multiples of the uniform load. " + "; ".join(parts) + "."
+    return tr(
+        "Heat map of expert load by layer and expert, in multiples of the uniform load. {panels}.",
+        panels=tr("; ").join(parts),
+    )

@@ -5,23 +5,33 @@ Colour never carries a meaning alone: a marker or a label repeats it. Nothing se
 """
 
 import functools
+import io
 import os
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dsv3.errors import CapacityError, RequestError
+from dsv3.viz.labels import voice
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 DEVIATION_MAP = "PuOr_r"
 """Diverging map for quantities with a neutral value in the middle, such as the uniform load."""
+
+LATIN = "DejaVu Sans"
+"""The font that matplotlib itself carries."""
+
+CHINESE_FONT = "assets/fonts/dsv3-sans-sc.otf"
+"""A subset of Noto Sans SC with the characters that the walkthrough uses (``dsv3.learn.font`` makes it)."""
 
 STYLE: "dict[RcKeyType, Any]" = {
     "font.size": 10,
@@ -42,10 +52,26 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context({**STYLE, "font.family": families(voice().language)}):
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def families(language: str) -> list[str]:
+    """Font families for a language, in the order in which a glyph is looked for.
+
+    Latin letters and digits come from one font in all languages; for Chinese the packaged subset fills what it lacks.
+    """
+    return [LATIN, _chinese()] if language == "zh" else [LATIN]
+
+
+@functools.cache
+def _chinese() -> str:
+    """Make the packaged Chinese font known to matplotlib; its family, as the file itself says it."""
+    with resources.as_file(resources.files("dsv3") / CHINESE_FONT) as path:
+        font_manager.fontManager.addfont(path)
+        return font_manager.get_font(path).family_name
 
 
 def panels(rows: int, width: float, heights: list[float]) -> tuple[Figure, list[Axes]]:
@@ -54,6 +80,13 @@ def panels(rows: int, width: float, heights: list[float]) -> tuple[Figure, list[
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)
     return figure, list(axes[:, 0])
+
+
+def png(figure: Figure, *, description: str = "", dpi: int = 100) -> bytes:
+    """``figure`` as the bytes of a PNG file, the same for the same figure: no date and no version of a library."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None, "Description": description or None})
+    return buffer.getvalue()
 
 
 def save(figure: Figure, path: str | Path, *, description: str = "") -> Path:
