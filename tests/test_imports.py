@@ -4,6 +4,7 @@ import-linter sees other packages by their top-level name only, and reads files 
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,8 +68,15 @@ def test_light_modules_load_no_torch(module):
 def test_the_engine_loads_neither_triton_nor_matplotlib_nor_transformers():
     loaded = run_python("import sys, dsv3; dsv3.LLM, dsv3.load; print(*sys.modules)").split()
     assert "torch" in loaded
-    assert not {"matplotlib", "transformers"} & set(loaded)
-    assert not [name for name in loaded if name == "dsv3.viz" or name.startswith("dsv3.viz.")]
+    assert not {"matplotlib", "transformers", "IPython", "ipywidgets", "polib"} & set(loaded)
+    assert not [name for name in loaded if re.match(r"dsv3\.(viz|learn)\b", name)]
+
+
+def test_the_walkthroughs_helpers_load_what_they_need_when_they_need_it():
+    loaded = run_python("import sys, dsv3.learn; print(*sys.modules)").split()
+    assert not {"torch", "matplotlib", "ipywidgets", "IPython", "polib"} & set(loaded)
+    loaded = run_python("import sys, dsv3.learn.labels; print(*sys.modules)").split()
+    assert not {"ipywidgets", "IPython", "nbformat", "nbclient"} & set(loaded)
 
 
 def test_everything_but_the_gpu_kernels_works_without_triton():

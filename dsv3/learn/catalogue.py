@@ -42,7 +42,7 @@ def read(path: Path, language: str) -> polib.POFile:
     """The catalogue in ``path``, or an empty one where there is no file. Raises RequestError for a damaged file."""
     if path.is_file():
         try:
-            po = polib.pofile(path.read_text(encoding="utf-8"), wrapwidth=0)
+            po = polib.pofile(str(path), encoding="utf-8", wrapwidth=0)
         except (OSError, ValueError) as error:
             raise RequestError(f"cannot read {path}: {error}; it must be a gettext catalogue in UTF-8") from None
     else:

@@ -1,4 +1,4 @@
-"""Markdown taken apart: what a translation must keep (formulas, code, links, headings), and the prose that it changes.
+"""Markdown taken apart: what a translation must keep (formulas, code, links, headings, numbers), and the prose that it changes.
 
 Notebooks take formulas out of a cell before Markdown sees it, but after code, so this does the same: fenced code, code
 spans, formulas, then the rest. Regular expressions are enough for the Markdown that the walkthrough is written in:
@@ -40,6 +40,7 @@ class Parts:
     targets: Counter[str]
     headings: list[int]
     tags: Counter[str]
+    numbers: Counter[str]
     loose_dollars: int
     prose: str
 
@@ -62,6 +63,7 @@ def take_apart(markdown: str) -> Parts:
     text = _FENCE.sub(keep(fences), markdown)
     text = _CODE.sub(keep(code), text)
     text = _FORMULA.sub(keep(formulas), text)
+    prose = _TARGET.sub(_HOLE, text)
     return Parts(
         fences,
         code,
@@ -70,7 +72,8 @@ def take_apart(markdown: str) -> Parts:
         headings=[len(marks) for marks in _HEADING.findall(text)],
         tags=Counter(_TAG.findall(text)),
         loose_dollars=len(_DOLLAR.findall(text)),
-        prose=_TARGET.sub(_HOLE, text),
+        numbers=Counter(re.findall(r"[0-9]+", prose)),  # groups of digits: 1.5 and 1,5 are the same two
+        prose=prose,
     )
 
 
@@ -89,6 +92,7 @@ def differences(source: str, translation: str) -> Iterator[str]:
         ("code spans", ours.code, theirs.code),
         ("links", ours.targets, theirs.targets),
         ("HTML tags", ours.tags, theirs.tags),
+        ("numbers", ours.numbers, theirs.numbers),
     ):
         if kept != found:
             lost, added = _listed(kept - found, "missing"), _listed(found - kept, "added")
