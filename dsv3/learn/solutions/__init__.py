@@ -1,0 +1,1 @@
+"""One right answer to each exercise, by chapter. The stubs are these functions without their bodies."""
