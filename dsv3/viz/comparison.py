@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dsv3.errors import RequestError
+from dsv3.viz.labels import tr
 from dsv3.viz.theme import themed
 from dsv3.viz.training import BALANCE, plain_numbers
 
@@ -37,18 +38,18 @@ def draw_comparison(runs: Mapping[str, Sequence[Run]], *, loss: str = "loss", la
         for ax, curves in ((left, [np.array(run[loss]) for run in seeds]), (right, [mean_violation(r) for r in seeds])):
             steps = [np.array(run["step"]) for run in seeds]
             _draw(ax, steps, curves, colour, style, method)
-    left.set_ylabel(label or "training loss (nats per token)")
+    left.set_ylabel(label or tr("training loss (nats per token)"))
     _look_behind_the_fall(left)
-    right.set_ylabel("MaxVio of a batch, mean over blocks")
+    right.set_ylabel(tr("MaxVio of a batch, mean over blocks"))
     right.set_yscale("log")
     plain_numbers(right)
     for ax in (left, right):
-        ax.set_xlabel("optimiser step")
+        ax.set_xlabel(tr("optimiser step"))
         ax.margins(x=0)
         ax.grid(alpha=0.3)
     handles, labels = left.get_legend_handles_labels()
     n_seeds = max(len(seeds) for seeds in runs.values())
-    title = f"mean of {n_seeds} runs; thin: each of them" if n_seeds > 1 else None
+    title = tr("mean of {n} runs; thin: each of them", n=n_seeds) if n_seeds > 1 else None
     figure.legend(
         handles, labels, title=title, title_fontsize=9, loc="outside lower center", ncols=len(runs), frameon=False,
         handlelength=3.5,
@@ -68,8 +69,15 @@ def describe_comparison(runs: Mapping[str, Sequence[Run]], *, loss: str = "loss"
     for method, seeds in runs.items():
         final = np.mean([np.nanmean(run[loss][-last:]) for run in seeds])
         violation = np.mean([mean_violation(run)[-last:].mean() for run in seeds])
-        parts.append(f"{method} ends at a loss of {final:.3f} with MaxVio {violation:.2f}")
-    return "Loss and imbalance of the experts by step: " + "; ".join(parts) + "."
+        parts.append(
+            tr(
+                "{method} ends at a loss of {final:.3f} with MaxVio {violation:.2f}",
+                method=method,
+                final=final,
+                violation=violation,
+            )
+        )
+    return tr("Loss and imbalance of the experts by step: {methods}.", methods=tr("; ").join(parts))
 
 
 def _check(runs: Mapping[str, Sequence[Run]], loss: str) -> None:

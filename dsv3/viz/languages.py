@@ -62,7 +62,8 @@ def describe_language_shares(blocks: Shares) -> str:
         table_LE = np.array(list(by_language.values()))
         owned = ", ".join(f"{int((row_E > 0.5).sum())} {language}" for language, row_E in zip(by_language, table_LE))
         parts.append(f"{name}: {owned}")
-    return (
+    return tr(
         "Bars of the languages' parts of each expert's work, block by block. Experts of which one language has more "
-        "than half: " + "; ".join(parts) + "."
+        "than half: {blocks}.",
+        blocks=tr("; ").join(parts),
     )

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dsv3.errors import RequestError
+from dsv3.viz.labels import tr
 from dsv3.viz.theme import themed
 
 SHARE_MAP = "cividis"
@@ -45,11 +46,11 @@ def draw_recall(
         ax.set_title(title, loc="left")
         ax.set_xticks(range(len(lengths)), [str(length) for length in lengths])
         ax.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-    axes[0].set_ylabel("depth of the fact\n(0: first, 1: last)")
-    figure.supxlabel("context length (tokens)", fontsize=10)
+    axes[0].set_ylabel(tr("depth of the fact\n(0: first, 1: last)"))
+    figure.supxlabel(tr("context length (tokens)"), fontsize=10)
     assert image is not None
     figure.colorbar(image, ax=axes, pad=0.02, ticks=[0.0, 0.25, 0.5, 0.75, 1.0]).set_label(
-        "right answers (cells: in percent)"
+        tr("right answers (cells: in percent)")
     )
     return figure
 
@@ -69,12 +70,20 @@ def describe_recall(
     for title, table in accuracy.items():
         values = np.asarray(table, float)
         row, column = divmod(int(values.argmin()), len(lengths))
-        luck = f", chance {chance[title]:.2g}" if chance else ""
+        luck = tr(", chance {share:.2g}", share=chance[title]) if chance else ""
         parts.append(
-            f"{title}: mean {values.mean():.0%}, lowest {values[row, column]:.0%} at {lengths[column]} tokens and "
-            f"depth {depths[row]:g}{luck}"
+            tr(
+                "{title}: mean {mean:.0%}, lowest {lowest:.0%} at {length} tokens and depth {depth:g}{luck}",
+                title=title,
+                mean=values.mean(),
+                lowest=values[row, column],
+                length=lengths[column],
+                depth=depths[row],
+                luck=luck,
+            )
         )
-    return (
+    return tr(
         "Heat maps of the share of right answers to a question about a fact in the context, by context length and "
-        "depth of the fact. " + "; ".join(parts) + "."
+        "depth of the fact. {maps}.",
+        maps=tr("; ").join(parts),
     )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from dsv3.errors import RequestError
+from dsv3.viz.labels import tr
 from dsv3.viz.theme import panels, themed
 
 BALANCE = "max_vio."
@@ -65,13 +66,14 @@ def draw_training(log: Columns, evaluations: Columns | None = None) -> Figure:
         elif name == "balance":
             _draw_balance(figure, ax, log["step"], blocks)
         else:
-            _draw_line(ax, log["step"], log[name], "learning rate" if name == "lr" else "training speed\n(tokens/s)")
+            label = tr("learning rate") if name == "lr" else tr("training speed\n(tokens/s)")
+            _draw_line(ax, log["step"], log[name], label)
     first, last = _ends(log["step"], evaluations.get("step", ()))
     for ax in axes:
         ax.set_xlim(first, last)
         if ax is not axes[-1]:
             ax.tick_params(labelbottom=False)
-    axes[-1].set_xlabel("optimiser step")
+    axes[-1].set_xlabel(tr("optimiser step"))
     figure.align_ylabels(axes)
     return figure
 
@@ -93,10 +95,11 @@ def _draw_losses(ax: Axes, log: Columns) -> None:
             ax.plot(*zip(*given, strict=True), color=colour, linestyle=style, linewidth=1.2, label=language)
     if any(log.get("mtp_loss", ())):  # 0 throughout without a module
         dots = (0, (1, 1))
-        ax.plot(log["step"], log["mtp_loss"], color=MTP, linestyle=dots, linewidth=1.5, label="token after it (MTP)")
+        label = tr("token after it (MTP)")
+        ax.plot(log["step"], log["mtp_loss"], color=MTP, linestyle=dots, linewidth=1.5, label=label)
     # Thick and behind the others, so that a language that lies on it is seen.
-    ax.plot(log["step"], log["loss"], color=TOTAL, linewidth=2.8, zorder=1.5, label="next token")
-    ax.set_ylabel("training loss\n(nats per token)")
+    ax.plot(log["step"], log["loss"], color=TOTAL, linewidth=2.8, zorder=1.5, label=tr("next token"))
+    ax.set_ylabel(tr("training loss\n(nats per token)"))
     _finish(ax)
 
 
@@ -106,7 +109,7 @@ def _draw_bits(ax: Axes, steps: Sequence[float], bits: Mapping[str, Sequence[flo
             steps, values, color=colour, linestyle=style, linewidth=1.5, marker=marker, markersize=4, label=language,
             clip_on=False, zorder=3,
         )  # fmt: skip
-    ax.set_ylabel("validation\n(bits per byte)")
+    ax.set_ylabel(tr("validation\n(bits per byte)"))
     _finish(ax)
 
 
@@ -135,9 +138,9 @@ def _draw_balance(figure: Figure, ax: Axes, steps: Sequence[float], blocks: Mapp
     image = ax.pcolormesh(steps, range(len(blocks)), violation, norm=norm, cmap="Purples", shading="nearest")
     ax.set_yticks(range(len(blocks)), list(blocks))
     ax.invert_yaxis()
-    ax.set_ylabel("MoE block")
+    ax.set_ylabel(tr("MoE block"))
     bar = figure.colorbar(image, cax=ax.inset_axes((1.02, 0.0, 0.02, 1.0)))  # beside it, not beside the widest legend
-    bar.set_label("MaxVio of a batch")
+    bar.set_label(tr("MaxVio of a batch"))
     plain_numbers(bar.ax)
 
 
@@ -171,21 +174,30 @@ def _short(value: float) -> str:
 def describe_training(log: Columns, evaluations: Columns | None = None) -> str:
     """One line of alternative text for ``draw_training``: where losses, quality and balance begin and end."""
     first, last = log["step"][0], log["step"][-1]
-    text = f"Training loss from {log['loss'][0]:.2f} at step {first:.0f} to {log['loss'][-1]:.2f} nats per token"
-    text += f" at step {last:.0f}"
+    text = tr(
+        "Training loss from {before:.2f} at step {first:.0f} to {after:.2f} nats per token at step {last:.0f}",
+        before=log["loss"][0],
+        first=first,
+        after=log["loss"][-1],
+        last=last,
+    )
     ends = {language: _last_number(np.asarray(values)) for language, values in _starting_with(LOSS, log).items()}
     languages = [f"{language} {loss:.2f}" for language, loss in ends.items() if math.isfinite(loss)]
     if languages:
-        text += f" ({', '.join(languages)})"
+        text += tr(" ({languages})", languages=tr(", ").join(languages))
     bits = _starting_with(BITS, evaluations or {})
     if bits:
-        courses = (f"{language} from {values[0]:.2f} to {values[-1]:.2f}" for language, values in bits.items())
-        text += f"; validation bits per byte of {', '.join(courses)}"
+        courses = (
+            tr("{language} from {before:.2f} to {after:.2f}", language=language, before=values[0], after=values[-1])
+            for language, values in bits.items()
+        )
+        text += tr("; validation bits per byte of {courses}", courses=tr(", ").join(courses))
     blocks = list(_starting_with(BALANCE, log).values())
     if blocks:
         before, after = (max(values[i] for values in blocks) for i in (0, -1))
-        text += f"; MaxVio of the least balanced block from {before:.2f} to {after:.2f}"
+        text += tr("; MaxVio of the least balanced block from {before:.2f} to {after:.2f}", before=before, after=after)
     speeds = [speed for speed in log.get("tokens_per_second", ()) if math.isfinite(speed)]
     if speeds:
-        text += f"; {sorted(speeds)[len(speeds) // 2]:,.0f} tokens per second in the median"
-    return text + "."
+        median = sorted(speeds)[len(speeds) // 2]
+        text += tr("; {median:,.0f} tokens per second in the median", median=median)
+    return text + tr(".")
