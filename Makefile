@@ -10,7 +10,9 @@ LAB_READY := $(VENV)/.lab-ready
 # Two processes share the cores in `make test`, and one thread each is the fastest there; it also makes results repeat.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
+# The walkthrough; make notebooks CHAPTER=00_tour works on one chapter alone.
 BOOK := $(BIN)/python -m dsv3.learn.book
+ONE_CHAPTER := $(if $(CHAPTER),--chapter $(CHAPTER))
 
 # What the targets write.
 OUT := out
@@ -67,11 +69,11 @@ imports: $(READY) ## the import contracts of pyproject.toml (docs/architecture.m
 	$(BIN)/lint-imports
 
 notebooks: $(READY) ## run the walkthrough in its three languages and keep the outputs, then check it
-	$(BOOK) extract
-	$(ONE_THREAD) $(BOOK) execute --language en
-	$(BOOK) build
-	$(ONE_THREAD) $(BOOK) execute --language es --language zh
-	$(BOOK) check
+	$(BOOK) extract $(ONE_CHAPTER)
+	$(ONE_THREAD) $(BOOK) execute --language en $(ONE_CHAPTER)
+	$(BOOK) build $(ONE_CHAPTER)
+	$(ONE_THREAD) $(BOOK) execute --language es --language zh $(ONE_CHAPTER)
+	$(BOOK) check $(ONE_CHAPTER)
 
 # Every page is run and its outputs are compared; sanitize.cfg says what may differ.
 test-notebooks: $(READY) ## run the walkthrough and compare what it prints with what is stored

@@ -10,7 +10,7 @@ for each Markdown cell. ``notebooks/{es,zh}`` are built from both and edited by 
     check     everything that the tests demand of the book; prints one line for each problem
     status    how much of each language is up to date; --markdown: as a table for a page
 
-``make notebooks`` does the first four in order.
+``make notebooks`` does the first four in order, for one chapter with ``CHAPTER=NN_name``.
 """
 
 import argparse
@@ -30,18 +30,30 @@ TRANSLATIONS = [code for code in labels.LANGUAGES if code != "en"]
 
 @dataclass(frozen=True)
 class Book:
-    """The folders of one book; ``root`` holds ``notebooks`` and ``locales``, ``label_catalogues`` the labels' own."""
+    """The folders of one book; ``root`` holds ``notebooks`` and ``locales``, ``label_catalogues`` the labels' own.
+
+    only: the chapters to work on; none given: all.
+    """
 
     root: Path
     label_catalogues: Path = Path(__file__).parent / labels.LOCALES
+    only: tuple[str, ...] = ()
 
-    def chapters(self) -> list[str]:
+    def all_chapters(self) -> list[str]:
         """File names without suffix, in order. Raises RequestError where there is none."""
         folder = self.root / "notebooks" / "en"
         found = sorted(path.stem for path in folder.glob("*.ipynb"))
         if not found:
             raise RequestError(f"there are no notebooks in {folder}: run this in the project's folder, or give --root")
         return found
+
+    def chapters(self) -> list[str]:
+        """Those of ``all_chapters`` to work on. Raises RequestError for a name that is not among them."""
+        known = self.all_chapters()
+        for chapter in self.only:
+            if chapter not in known:
+                raise RequestError(f"there is no chapter {chapter!r}; there are {', '.join(known)}")
+        return [chapter for chapter in known if chapter in self.only or not self.only]
 
     def page(self, language: str, chapter: str) -> Path:
         return self.root / "notebooks" / language / f"{chapter}.ipynb"
@@ -86,7 +98,7 @@ def extract(book: Book, languages: Sequence[str]) -> list[str]:
 
 def _used_labels(book: Book) -> dict[str, list[str]]:
     sources = [*labels.package_sources()]
-    for chapter in book.chapters():
+    for chapter in book.all_chapters():
         cells = pages.code_cells(pages.read(book.page("en", chapter)))
         sources += [(f"notebooks/en/{chapter}.ipynb", _python(cell.source)) for cell in cells]
     return labels.used_labels(sources)
@@ -147,12 +159,12 @@ def build(book: Book, languages: Sequence[str]) -> list[str]:
 
 def _strays(book: Book, language: str) -> list[Path]:
     pages_here = (book.root / "notebooks" / language).glob("*.ipynb")
-    return sorted(path for path in pages_here if path.stem not in book.chapters())
+    return sorted(path for path in pages_here if path.stem not in book.all_chapters())
 
 
-def execute(book: Book, languages: Sequence[str], chapters: Sequence[str]) -> Iterator[str]:
+def execute(book: Book, languages: Sequence[str]) -> Iterator[str]:
     """Run pages in place; a line after each. A page that fails stays as it was."""
-    for chapter in chapters:
+    for chapter in book.chapters():
         for language in languages:
             path = book.page(language, chapter)
             done = pages.execute(pages.read(path), path.parent, f"notebooks/{language}/{path.name}")
@@ -166,7 +178,8 @@ def execute(book: Book, languages: Sequence[str], chapters: Sequence[str]) -> It
 def check(book: Book, languages: Sequence[str]) -> Iterator[str]:
     """Every problem of the book in these languages (English included where it is among them)."""
     for language in languages:
-        yield from _label_problems(book, language)
+        if not book.only:  # labels are the whole book's
+            yield from _label_problems(book, language)
         for path in _strays(book, language):
             yield f"notebooks/{language}/{path.name} has no chapter in notebooks/en: run `build`"
         for chapter in book.chapters():
@@ -264,11 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dsv3.learn.book", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("step", choices=["extract", "build", "execute", "check", "status"])
     parser.add_argument("--language", choices=list(labels.LANGUAGES), action="append", help="default: all; may repeat")
-    parser.add_argument("--chapter", action="append", help="for execute: NN_name; default: all; may repeat")
+    parser.add_argument("--chapter", action="append", help="NN_name; default: all; may repeat")
     parser.add_argument("--root", type=Path, default=Path("."), help="the project's folder (default: this one)")
     parser.add_argument("--markdown", action="store_true", help="for status: a table instead of lines")
     args = parser.parse_args(arguments)
-    book = Book(args.root.resolve())
+    book = Book(args.root.resolve(), only=tuple(args.chapter or ()))
     languages: list[str] = args.language or list(labels.LANGUAGES)
     others = [code for code in languages if code != "en"]
     try:
@@ -278,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "build":
                 _say(build(book, others))
             case "execute":
-                _say(execute(book, languages, _known(book, args.chapter)))
+                _say(execute(book, languages))
             case "status":
                 found = status(book, others)
                 print(status_table(found) if args.markdown else "\n".join(s.line() for s in found))
@@ -291,14 +304,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say([str(error)])
         return 1
     return 0
-
-
-def _known(book: Book, chapters: Sequence[str] | None) -> list[str]:
-    known = book.chapters()
-    for chapter in chapters or ():
-        if chapter not in known:
-            raise RequestError(f"there is no chapter {chapter!r}; there are {', '.join(known)}")
-    return list(chapters or known)
 
 
 def _say(lines: "Sequence[str] | Iterator[str]") -> None:

@@ -1,4 +1,4 @@
-"""Markdown taken apart: what a translation must keep (formulas, code, links, headings, numbers), and the prose that it changes.
+"""Markdown taken apart: what a translation keeps (formulas, code, links, headings, numbers), and the prose it changes.
 
 Notebooks take formulas out of a cell before Markdown sees it, but after code, so this does the same: fenced code, code
 spans, formulas, then the rest. Regular expressions are enough for the Markdown that the walkthrough is written in:

@@ -19,7 +19,7 @@ FOREIGN = """
 dsv3 torch torch.distributed transformers triton matplotlib tokenizers safetensors numpy jinja2 tqdm ruff pyright pytest
 import-linter pre-commit hypothesis torchrun softmax sigmoid bf16 fp8 fp32 ue8m0 e4m3 None stdout stderr gpu dist slow
 ../shared .venv out/ .data config.json model.safetensors model.safetensors.index.json tokenizer.json weight_scale_inv
-tokenizer_config.json import with assert dataclasses.replace v2 v2lite
+tokenizer_config.json import with assert dataclasses.replace v2 v2lite ipywidgets polib nbval lang LANG .po .ipynb
 """.split()
 
 

@@ -1,5 +1,6 @@
 """From an edited English page to checked pages in three languages, and the project's own book is sound."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_labels_that_are_new_or_unused_are_noticed(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     where = small_book(tmp_path)
-    monkeypatch.setattr(book, "Book", lambda root: where)
+    monkeypatch.setattr(book, "Book", lambda root, only: dataclasses.replace(where, only=only))
     assert book.main(["build", "--language", "es", "--root", str(tmp_path)]) == 0
     assert book.main(["check", "--language", "es", "--root", str(tmp_path)]) == 1
     said = capsys.readouterr()
@@ -119,6 +120,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert capsys.readouterr().out == "es 0%, 0 stale, 3 missing, of 3 cells\n"
     assert book.main(["execute", "--chapter", "99_none"]) == 1
     assert "there is no chapter '99_none'; there are 01_small" in capsys.readouterr().err
+
+
+def test_one_chapter_at_a_time(tmp_path: Path) -> None:
+    where = small_book(tmp_path)
+    pages.write_text(where.page("en", "02_more"), pages.text(notebook({"more-title": "# More"})))
+    one = dataclasses.replace(where, only=(CHAPTER,))
+    book.extract(one, ["es"])
+    book.build(one, ["es"])
+    assert where.page("es", CHAPTER).exists()
+    assert not where.page("es", "02_more").exists()
+    assert not any("02_more" in problem for problem in book.check(one, ["es"]))
+    assert any("02_more" in problem for problem in book.check(where, ["es"]))
 
 
 def test_a_folder_without_notebooks(tmp_path: Path) -> None:
