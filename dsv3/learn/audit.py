@@ -16,7 +16,15 @@ PAGE_BYTES = 2_000_000
 PICTURE_BYTES = 400_000
 TEXT_CHARACTERS = 20_000
 
-KNOWN_TAGS = {LANGUAGE_TAG, "nbval-ignore-output", "nbval-skip", "raises-exception", "exercise", "hide-input"}
+KNOWN_TAGS = {
+    LANGUAGE_TAG,
+    "nbval-ignore-output",  # what is printed differs from run to run: times, speeds
+    "nbval-skip",
+    "raises-exception",
+    "predict",
+    "exercise",
+    "find-the-bug",
+}
 _ALTERNATIVE = re.compile(r"\S.{13,}", re.S)
 
 
