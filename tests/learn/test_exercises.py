@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv3.learn import checking, compare, texts
+from dsv3.learn import checking, compare, glossary, texts
 from dsv3.learn.exercises import EXERCISES, by_chapter, source
 from dsv3.learn.exercises.base import SMALL
 
@@ -117,6 +117,17 @@ def test_names_in_code_are_those_of_the_english_text() -> None:
         english = set(words.findall(texts.catalogue("en")[key]["task"]))
         for language in ("es", "zh"):
             assert set(words.findall(texts.catalogue(language)[key]["task"])) == english, (key, language)
+
+
+@pytest.mark.parametrize("language", ["es", "zh"])
+def test_the_glossarys_words_are_used(language: str) -> None:
+    """In what is read as prose; hints and diagnoses, which quote code, must only avoid the forbidden ones."""
+    for key in EXERCISES:
+        english, translated = texts.catalogue("en")[key], texts.catalogue(language)[key]
+        for part in ("title", "task", "shown"):
+            assert not list(glossary.problems(english[part], translated[part], language)), (key, part)
+        for prose in (*translated["hints"], *translated["wrong"].values()):
+            assert not list(glossary.forbidden_in(prose, language)), (key, prose)
 
 
 def test_reports_follow_the_language(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,6 @@ def current_language() -> str:
     return language if language in LANGUAGES else "en"
 
 
-def tr(label: str) -> str:
-    """A label of a figure or a widget in the reader's language; the English label itself where there is none."""
-    return str(_labels("tr", lambda text: text)(label))
-
-
 def _labels(name: str, otherwise: Any) -> Any:
     try:
         return getattr(import_module("dsv3.learn.labels"), name, otherwise)
