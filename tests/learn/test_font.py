@@ -49,3 +49,5 @@ def test_the_characters_are_those_of_the_catalogues_and_the_glossary() -> None:
     characters = font.wanted_characters(ROOT)
     assert {"专", "，", "混"} <= characters
     assert not {"a", "é", " "} & characters
+    assert len(font.common_characters()) == 3755
+    assert characters >= set(font.common_characters())
