@@ -11,10 +11,12 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import dsv3
 from dsv3.learn import compare, texts
 from dsv3.learn.compare import Difference
 from dsv3.learn.exercises import EXERCISES, Exercise, source
@@ -23,6 +25,10 @@ SEEDS = (0, 1, 2)
 
 TIME_LIMIT = 10.0
 """Seconds for all inputs of a check together. The engine needs a fraction of one."""
+
+
+_OTHERS = (str(Path(dsv3.__file__).parent), str(Path(torch.__file__).parent))
+"""Where code lies that is not the reader's."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +185,16 @@ def _raised(error: BaseException, names: list[str]) -> Difference:
         return Difference("stub")
     line = ""
     trace = error.__traceback__
-    while trace is not None:  # the innermost line of the reader's own code, not torch's
-        if "site-packages" not in trace.tb_frame.f_code.co_filename and trace.tb_frame.f_code.co_filename != __file__:
-            line = f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
+    while trace is not None:  # the innermost line of the reader's own code
+        code = trace.tb_frame.f_code
+        if not code.co_filename.startswith(_OTHERS):
+            line = f"{code.co_name}:{trace.tb_lineno}"
         trace = trace.tb_next
     arity = isinstance(error, TypeError) and not line
     fields: dict[str, object] = {
         "error": type(error).__name__,
         "message": str(error).strip().split("\n")[0],
-        "line": line,
+        "line": line or "…",  # a builtin has none
         "arguments": ", ".join(names),
     }
     return Difference("signature" if arity else "raised", fields)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv3 import kernels
 from dsv3.learn import checking, compare, glossary, texts
 from dsv3.learn.exercises import EXERCISES, by_chapter, source
 from dsv3.learn.exercises.base import SMALL
@@ -178,6 +179,15 @@ def test_what_is_wrong_is_said_in_a_sentence(key: str, answer: object, reason: s
     assert word in report.text
     assert "Traceback" not in report.text
     assert repr(report) == report.text
+
+
+def test_the_line_named_is_the_readers_own() -> None:
+    """Not one of the engine's, which the reader only called."""
+
+    def calls_the_engine(codes_NK: Tensor, scale: Tensor) -> Tensor:
+        return kernels.weight_dequant(codes_NK, scale[:, :0])
+
+    assert "(calls_the_engine:" in checking.check("fp8-2", calls_the_engine).text
 
 
 def test_any_exception_is_caught() -> None:
