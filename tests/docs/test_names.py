@@ -68,7 +68,7 @@ def exists(span: str) -> bool:
     """
     if span in words() or (ROOT / span).exists() or (ROOT / "dsv3" / span).exists():
         return True
-    name = re.sub(r"\(.*\)$|\.\d+(?=\.)", "", span).removeprefix("import ").removeprefix("dsv3.")
+    name = re.sub(r"^(import|python -m) |\(.*\)$|\.\d+(?=\.)", "", span).removeprefix("dsv3.")
     if not re.fullmatch(r"[A-Za-z_][\w.]*", name):
         return False
     *path, last = name.split(".")
