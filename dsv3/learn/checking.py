@@ -11,6 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,30 @@ class Report:
     def __repr__(self) -> str:
         return self.text
 
+    def _repr_html_(self) -> str:
+        return _html(self.text)
+
 
 @dataclass(frozen=True)
 class Text:
-    """Text that a notebook shows as it is, without quotes."""
+    """Text that a notebook shows as it is: without quotes, wrapped, ``code`` in the type of code."""
 
     text: str
+    code: bool = False
 
     def __str__(self) -> str:
         return self.text
 
     def __repr__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.text)}</pre>" if self.code else _html(self.text)
+
+
+def _html(text: str) -> str:
+    """Nothing in it is markup: a * of a formula stays one."""
+    return "".join(f"<p>{escape(line)}</p>" for line in text.split("\n") if line)
 
 
 @dataclass
@@ -117,7 +130,7 @@ def _compare(exercise: Exercise, case: tuple[Any, ...], answer: Any, expected: A
     try:
         answer = exercise.canonical(answer, case)
     except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):  # an expert that does not exist
-        return compare.difference(answer, expected, exercise.tolerance) or Difference("type", {"where": ""})
+        return compare.difference(answer, expected, exercise.tolerance)
     return compare.difference(answer, exercise.canonical(expected, case), exercise.tolerance)
 
 
@@ -258,11 +271,11 @@ def stub(exercise: str) -> Text:
     """Code to start from: what is missing raises NotImplementedError, or, in "find the bug", the code with the bug."""
     if exercise not in EXERCISES:
         return Text(_unknown(exercise))
-    return Text(source.stub(EXERCISES[exercise]))
+    return Text(source.stub(EXERCISES[exercise]), code=True)
 
 
 def solution(exercise: str) -> Text:
     """One right answer, as code."""
     if exercise not in EXERCISES:
         return Text(_unknown(exercise))
-    return Text(source.solution(EXERCISES[exercise]))
+    return Text(source.solution(EXERCISES[exercise]), code=True)

@@ -168,7 +168,7 @@ def show(value: Any) -> str:
     if isinstance(value, ModelConfig):
         plain = ModelConfig().to_dict()
         changed = [f"{k}={v!r}" for k, v in value.to_dict().items() if v != plain[k]]
-        return f"ModelConfig({', '.join(changed[:6])}{', ...' if len(changed) > 6 else ''})"
+        return f"ModelConfig({', '.join(changed)})"
     if isinstance(value, nn.Module):
         return f"<{type(value).__name__}>"
     line = str(_rounded(value))
@@ -178,6 +178,8 @@ def show(value: Any) -> str:
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
+    if isinstance(value, complex):
+        return complex(_rounded(value.real), _rounded(value.imag))
     if isinstance(value, (list, tuple)):
         return [_rounded(x) for x in value]
     return value

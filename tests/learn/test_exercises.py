@@ -235,6 +235,31 @@ def test_the_order_of_a_tokens_experts_is_free() -> None:
     assert checking.check("gate-1", reversed_order)
 
 
+def test_indices_may_be_of_any_whole_type() -> None:
+    def narrow(logits_TE: Tensor, bias_E: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        weights_TK, indices_TK = EXERCISES["gate-1"].solution(logits_TE, bias_E, k)
+        return weights_TK, indices_TK.to(torch.int32)
+
+    assert checking.check("gate-1", narrow)
+
+
+def test_a_notebook_shows_texts_wrapped_and_code_as_code() -> None:
+    report = checking.check("mla-1", lambda config: "<b>")
+    assert report._repr_html_().startswith("<p>✘ mla-1")
+    assert "<b>" not in checking.check("mtp-3", lambda s, d: ["<b>"])._repr_html_()
+    assert checking.stub("gate-1")._repr_html_().startswith("<pre>")
+    assert checking.hint("gate-1")._repr_html_().startswith("<p>Hint 1 of 3")
+
+
+def test_an_input_can_be_built_again_from_what_is_shown() -> None:
+    from dsv3.config import ModelConfig
+
+    text = checking.check("bug-mscale", lambda config: 1.0).text
+    (shown,) = [line for line in text.split("\n") if "ModelConfig(" in line]
+    config = eval(shown[shown.index("ModelConfig(") :], {"ModelConfig": ModelConfig})
+    assert (config,) in checking._cases(EXERCISES["bug-mscale"])
+
+
 def test_close_numbers_and_other_float_types_agree() -> None:
     solution = EXERCISES["balance-2"].solution
     assert checking.check("balance-2", lambda s, n, k: solution(s.double(), n, k))

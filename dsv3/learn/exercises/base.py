@@ -108,4 +108,4 @@ def by_expert(answer: Any, arguments: tuple[Any, ...]) -> Tensor:
     """
     weights_TK, indices_TK = answer
     weights_TE = torch.zeros(arguments[0].shape, dtype=torch.float64)
-    return weights_TE.scatter_add_(1, indices_TK, weights_TK.detach().double())
+    return weights_TE.scatter_add_(1, indices_TK.long(), weights_TK.detach().double())
