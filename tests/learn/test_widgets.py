@@ -83,7 +83,8 @@ def test_a_hand_on_the_slider_is_seen(shown: list[Any]) -> None:
     assert explorer.image != before
 
 
-def test_a_fast_hand_is_drawn_where_it_stops(shown: list[Any]) -> None:
+def test_a_fast_hand_is_drawn_where_it_stops(shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widgets, "INTERVAL", 0.5)  # longer than a busy machine takes to move a slider forty times
     explorer = explore(lambda k: draw(k + 3), k=(1, 50))
     drawn: list[int] = []
 
