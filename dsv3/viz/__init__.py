@@ -8,6 +8,20 @@ from matplotlib.figure import Figure
 
 from dsv3.viz.comparison import describe_comparison, draw_comparison
 from dsv3.viz.languages import describe_language_shares, draw_language_shares
+from dsv3.viz.quant import (
+    code_exponents,
+    describe_accumulation,
+    describe_error_histogram,
+    describe_error_maps,
+    describe_number_line,
+    describe_scales_and_codes,
+    draw_accumulation,
+    draw_error_histogram,
+    draw_error_maps,
+    draw_number_line,
+    draw_scales_and_codes,
+    relative_errors,
+)
 from dsv3.viz.recall import describe_recall, draw_recall
 from dsv3.viz.routing import describe_expert_load, draw_expert_load
 from dsv3.viz.theme import save
@@ -15,15 +29,27 @@ from dsv3.viz.training import describe_training, draw_training
 
 __all__ = [
     "Figure",
+    "code_exponents",
+    "describe_accumulation",
     "describe_comparison",
+    "describe_error_histogram",
+    "describe_error_maps",
     "describe_expert_load",
     "describe_language_shares",
+    "describe_number_line",
     "describe_recall",
+    "describe_scales_and_codes",
     "describe_training",
+    "draw_accumulation",
     "draw_comparison",
+    "draw_error_histogram",
+    "draw_error_maps",
     "draw_expert_load",
     "draw_language_shares",
+    "draw_number_line",
     "draw_recall",
+    "draw_scales_and_codes",
     "draw_training",
+    "relative_errors",
     "save",
 ]
