@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from dsv3 import LLM, SamplingParams
 from dsv3.train.corpus import Documents
-from dsv3.train.recall import ANSWERS, Fillers, Needle, needle
+from dsv3.train.facts import ANSWERS
+from dsv3.train.recall import Fillers, Needle, needle
 
 LENGTHS = (128, 256, 384, 512, 768, 1000)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -6,7 +6,7 @@ import pytest
 
 from dsv3.tokenizer import Tokenizer
 from dsv3.train.corpus import tokenize
-from dsv3.train.recall import ANSWERS
+from dsv3.train.facts import ANSWERS
 from tests.checkpoints import ROOT
 
 TEXT = "\n".join(f"And on day {i} there was evening, and there was morning, and the sea was calm." for i in range(60))

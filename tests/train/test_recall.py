@@ -14,13 +14,9 @@ from dsv3.errors import ConfigError
 from dsv3.tokenizer import Tokenizer
 from dsv3.train.corpus import Documents, TokenStore, Workers, tokenize
 from dsv3.train.data import PackedDataset
+from dsv3.train.facts import ANSWERS, HOLDERS, KINDS, LANGUAGES, Fact
 from dsv3.train.recall import (
-    ANSWERS,
-    HOLDERS,
-    KINDS,
-    LANGUAGES,
     MIN_LENGTH,
-    Fact,
     Fillers,
     _split,
     add_recall,
