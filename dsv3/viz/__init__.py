@@ -7,6 +7,17 @@ global figure list and no display are involved, and a figure is freed like any o
 from matplotlib.figure import Figure
 
 from dsv3.viz.comparison import describe_comparison, draw_comparison
+from dsv3.viz.gating import (
+    Routes,
+    describe_dispatch,
+    describe_experts_touched,
+    describe_load_bars,
+    describe_routes,
+    draw_dispatch,
+    draw_experts_touched,
+    draw_load_bars,
+    draw_routes,
+)
 from dsv3.viz.languages import describe_language_shares, draw_language_shares
 from dsv3.viz.quant import (
     code_exponents,
@@ -29,25 +40,34 @@ from dsv3.viz.training import describe_training, draw_training
 
 __all__ = [
     "Figure",
+    "Routes",
     "code_exponents",
     "describe_accumulation",
     "describe_comparison",
+    "describe_dispatch",
     "describe_error_histogram",
     "describe_error_maps",
     "describe_expert_load",
+    "describe_experts_touched",
     "describe_language_shares",
+    "describe_load_bars",
     "describe_number_line",
     "describe_recall",
+    "describe_routes",
     "describe_scales_and_codes",
     "describe_training",
     "draw_accumulation",
     "draw_comparison",
+    "draw_dispatch",
     "draw_error_histogram",
     "draw_error_maps",
     "draw_expert_load",
+    "draw_experts_touched",
     "draw_language_shares",
+    "draw_load_bars",
     "draw_number_line",
     "draw_recall",
+    "draw_routes",
     "draw_scales_and_codes",
     "draw_training",
     "relative_errors",
