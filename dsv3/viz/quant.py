@@ -137,7 +137,7 @@ def draw_error_histogram(errors: Mapping[str, Tensor]) -> Figure:
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left", frameon=False, handlelength=3.0)
-    ax.set_ylim(top=ax.get_ylim()[1] * 1.15)
+    ax.set_ylim(top=ax.get_ylim()[1] * 1.3)
     return figure
 
 
