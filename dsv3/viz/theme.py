@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 DEVIATION_MAP = "PuOr_r"
 """Diverging map for quantities with a neutral value in the middle, such as the uniform load."""
 
+TENSOR = {
+    "c_kv": "#e69f00",
+    "k_pe": "#56b4e9",
+    "q": "#7a5195",
+    "experts": "#0072b2",
+    "k": "#8c8c8c",
+    "v": "#c4c4c4",
+    "scales": "#222222",
+}
+"""One colour per tensor through the whole walkthrough; grey is what the latent replaces."""
+
 LATIN = "DejaVu Sans"
 """The font that matplotlib itself carries."""
 
