@@ -12,8 +12,10 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def neutral(target: object) -> str:
-    """A link or image without its language: README_ES.md and README_ZH.md are README.md there."""
-    return re.sub(r"_(ES|ZH|en|es|zh)(?=\.(md|svg|png))", "", str(target))
+    """A link or image without its language: README_ES.md and README_ZH.md are README.md there, and a page may link to
+    the notebook of its own language."""
+    target = re.sub(r"_(ES|ZH|en|es|zh)(?=\.(md|svg|png))", "", str(target))
+    return re.sub(r"^notebooks/(en|es|zh)/(?!00_tour)", "notebooks/", target)  # the tour is linked once for each
 
 
 def skeleton(page: str) -> list[tuple[object, ...]]:
