@@ -24,8 +24,9 @@ def evaluate(
     """``bits_per_byte`` by language; ``max_vio`` by gate over all languages; with MTP modules ``mtp_loss`` (nats) and
     ``mtp_agreement`` of the first.
 
-    Agreement is the share of positions where the module's greedy choice for token i + 2 is the main model's own, made
-    one position later and one token wiser: what greedy speculative decoding accepts. Reads the device once a language.
+    Agreement is the share of positions where the module's greedy choice for token i + 2 is the main model's own, which
+    is made from the same tokens one position later: what greedy speculative decoding accepts. Reads the device once a
+    language.
     """
     bits: dict[str, float] = {}
     device = router.load_GE.device
