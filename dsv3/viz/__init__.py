@@ -6,6 +6,13 @@ global figure list and no display are involved, and a figure is freed like any o
 
 from matplotlib.figure import Figure
 
+from dsv3.viz.atlas import (
+    Measured,
+    describe_against_chance,
+    describe_ratios,
+    draw_against_chance,
+    draw_ratios,
+)
 from dsv3.viz.comparison import describe_comparison, draw_comparison
 from dsv3.viz.gating import (
     Routes,
@@ -63,10 +70,12 @@ from dsv3.viz.training import describe_training, draw_training
 __all__ = [
     "DraftStep",
     "Figure",
+    "Measured",
     "Routes",
     "code_exponents",
     "describe_acceptance",
     "describe_accumulation",
+    "describe_against_chance",
     "describe_attention",
     "describe_cache_sizes",
     "describe_comparison",
@@ -80,6 +89,7 @@ __all__ = [
     "describe_language_shares",
     "describe_load_bars",
     "describe_number_line",
+    "describe_ratios",
     "describe_recall",
     "describe_routes",
     "describe_scales_and_codes",
@@ -89,6 +99,7 @@ __all__ = [
     "describe_training",
     "draw_acceptance",
     "draw_accumulation",
+    "draw_against_chance",
     "draw_attention",
     "draw_cache_sizes",
     "draw_comparison",
@@ -102,6 +113,7 @@ __all__ = [
     "draw_language_shares",
     "draw_load_bars",
     "draw_number_line",
+    "draw_ratios",
     "draw_recall",
     "draw_routes",
     "draw_scales_and_codes",
