@@ -64,6 +64,14 @@ from dsv3.viz.quant import (
 )
 from dsv3.viz.recall import describe_recall, draw_recall
 from dsv3.viz.routing import describe_expert_load, draw_expert_load
+from dsv3.viz.scale import (
+    describe_memory,
+    describe_parameter_shares,
+    describe_roofline,
+    draw_memory,
+    draw_parameter_shares,
+    draw_roofline,
+)
 from dsv3.viz.theme import save
 from dsv3.viz.training import describe_training, draw_training
 
@@ -88,9 +96,12 @@ __all__ = [
     "describe_form_costs",
     "describe_language_shares",
     "describe_load_bars",
+    "describe_memory",
     "describe_number_line",
+    "describe_parameter_shares",
     "describe_ratios",
     "describe_recall",
+    "describe_roofline",
     "describe_routes",
     "describe_scales_and_codes",
     "describe_shifted_targets",
@@ -112,9 +123,12 @@ __all__ = [
     "draw_form_costs",
     "draw_language_shares",
     "draw_load_bars",
+    "draw_memory",
     "draw_number_line",
+    "draw_parameter_shares",
     "draw_ratios",
     "draw_recall",
+    "draw_roofline",
     "draw_routes",
     "draw_scales_and_codes",
     "draw_shifted_targets",
