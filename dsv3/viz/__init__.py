@@ -13,6 +13,7 @@ from dsv3.viz.atlas import (
     draw_against_chance,
     draw_ratios,
 )
+from dsv3.viz.balance import describe_load_course, draw_load_course
 from dsv3.viz.comparison import describe_comparison, draw_comparison
 from dsv3.viz.gating import (
     Routes,
@@ -96,6 +97,7 @@ __all__ = [
     "describe_form_costs",
     "describe_language_shares",
     "describe_load_bars",
+    "describe_load_course",
     "describe_memory",
     "describe_number_line",
     "describe_parameter_shares",
@@ -123,6 +125,7 @@ __all__ = [
     "draw_form_costs",
     "draw_language_shares",
     "draw_load_bars",
+    "draw_load_course",
     "draw_memory",
     "draw_number_line",
     "draw_parameter_shares",
