@@ -112,11 +112,16 @@ def _digits(value: float | None) -> float | None:
 def write(rows: Sequence[Row], name: str, device: str) -> Path:
     """Replace ``results/<name>.<device>.json``; the old file survives an interrupt."""
     path = RESULTS / f"{name}.{device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def table(rows: Sequence[Row]) -> str:

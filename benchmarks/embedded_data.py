@@ -9,15 +9,15 @@ train_tiny.csv          the embedded model's own training, every 30 steps; train
 """
 
 import csv
+import io
 import json
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT
+from common import ROOT, replace_text
 
 from dsv3.train.log import read_log
 
@@ -98,23 +98,16 @@ def figure(value: Any) -> Any:
 
 
 def write_json(name: str, value: Any) -> None:
-    _replace(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    replace_text(DATA / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(name: str, rows: Sequence[Record]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    beside = DATA / (name + ".partial")
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, DATA / name)
-
-
-def _replace(name: str, text: str) -> None:
-    beside = DATA / (name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, DATA / name)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(DATA / name, text.getvalue())
 
 
 if __name__ == "__main__":

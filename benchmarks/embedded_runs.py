@@ -13,14 +13,13 @@ In a log these are the records of kind "eval" with ``final`` true; "text" says o
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT
+from common import ROOT, replace_text
 
 from dsv3.errors import ConfigError, Dsv3Error
 from dsv3.train.log import read_log
@@ -102,9 +101,7 @@ def markdown(found: Sequence[Comparison]) -> str:
 
 def save(runs: Mapping[str, Any], path: Path) -> None:
     """Writes the file whole or not at all."""
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    replace_text(path, json.dumps(runs, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
