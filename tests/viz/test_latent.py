@@ -1,16 +1,13 @@
 """Figures of the latent cache: what they hold, and what they say to someone who does not see them."""
 
-import io
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from dsv3 import viz
 from dsv3.errors import RequestError
-from dsv3.learn.labels import language
 from dsv3.viz.theme import TENSOR
+from tests.viz.legible import assert_legible
 
 SIZES = {
     "tiny": {"MHA": {"k": 600, "v": 400}, "MLA": {"c_kv": 80, "k_pe": 20}},
@@ -41,11 +38,7 @@ def squeeze() -> Figure:
 @pytest.mark.parametrize("draw", [sizes, costs, attention, squeeze])
 @pytest.mark.parametrize("code", ["en", "es", "zh"])
 def test_text_is_large_enough_and_every_glyph_exists(draw: type, code: str, recwarn: pytest.WarningsRecorder) -> None:
-    with language(code):
-        figure = draw()
-        figure.savefig(io.BytesIO(), format="png")
-    assert not [str(warning.message) for warning in recwarn]
-    assert all(text.get_fontsize() >= 9 for text in figure.findobj(Text) if text.get_text())
+    assert_legible(draw, code, recwarn)
 
 
 def test_bars_are_the_bytes_in_the_colour_of_their_tensor() -> None:

@@ -1,15 +1,12 @@
 """Figures of scale: what they hold, and what they say to someone who does not see them."""
 
-import io
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from dsv3 import viz
 from dsv3.errors import RequestError
-from dsv3.learn.labels import language
+from tests.viz.legible import assert_legible
 
 MODELS = {
     "stored": {"routed experts": 90, "attention": 8, "gate and norms": 2},
@@ -35,11 +32,7 @@ def roofline() -> Figure:
 @pytest.mark.parametrize("draw", [shares, memory, roofline])
 @pytest.mark.parametrize("code", ["en", "es", "zh"])
 def test_text_is_large_enough_and_every_glyph_exists(draw: type, code: str, recwarn: pytest.WarningsRecorder) -> None:
-    with language(code):
-        figure = draw()
-        figure.savefig(io.BytesIO(), format="png")
-    assert not [str(warning.message) for warning in recwarn]
-    assert all(text.get_fontsize() >= 9 for text in figure.findobj(Text) if text.get_text())
+    assert_legible(draw, code, recwarn)
 
 
 def test_each_bar_is_cut_into_shares_that_fill_it() -> None:
