@@ -1,6 +1,6 @@
 """The training loop: one step that never waits for the device, and around it evaluation, log, states and the end.
 
-    step        micro-batches: forward, losses, backward, sum gradients -> AdamW -> move the gates' biases
+    step        micro-batches: forward, losses, backward, sum gradients -> optimiser -> move the gates' biases
     every n     log (the only place where the loop reads values back) · evaluate · save a state to resume from
     end         evaluate, save, export in Hugging Face layout
 
