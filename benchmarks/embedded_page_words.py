@@ -68,6 +68,22 @@ WORDS: dict[str, tuple[str, str, str]] = {
     ),
     "muon-lr-6e-3": ("learning rate {lr}", "tasa de aprendizaje {lr}", "学习率 {lr}"),
     "muon-lr-1.5e-3": ("learning rate {lr}", "tasa de aprendizaje {lr}", "学习率 {lr}"),
+    "half-constant": (
+        "as for the model: constant, then falling over the second half",
+        "como el modelo: constante y luego en descenso en la segunda mitad",
+        "与模型相同：先恒定，后一半下降",
+    ),
+    "falling": ("falling from the start to 0", "en descenso desde el principio hasta 0", "从一开始降到 0"),
+    "falling-decay-1": (
+        "the same, weight decay {weight_decay}",
+        "lo mismo, decaimiento de pesos {weight_decay}",
+        "同上，权重衰减 {weight_decay}",
+    ),
+    "falling-lr-5e-3-decay-0.6": (
+        "the same, learning rate {lr}, weight decay {weight_decay}",
+        "lo mismo, tasa de aprendizaje {lr}, decaimiento de pesos {weight_decay}",
+        "同上，学习率 {lr}，权重衰减 {weight_decay}",
+    ),
     "muon-decay-0.3": ("weight decay {weight_decay}", "decaimiento de pesos {weight_decay}", "权重衰减 {weight_decay}"),
     "batch-32768": (
         "batches of {batch} tokens, and {steps} steps instead of {first_steps}",

@@ -51,6 +51,7 @@ CHOICES = (
     "adamw-lr-6e-3", "vocab-4096", "vocab-12288", "deep", "wide", "two-dense", "few-wide-experts", "six-active",
     "eight-active",
 )  # fmt: skip
+SCHEDULES = ("half-constant", "falling", "falling-decay-1", "falling-lr-5e-3-decay-0.6")
 MAX_VIO, ACCEPTANCE, AIM = 0.3, 0.5, 0.65
 LAST = 5  # lines of a log that the balance figure's description averages
 
@@ -205,9 +206,16 @@ class Page:
         return markdown(self.header, lines)
 
     def choices(self) -> str:
-        first = self.files.choices[CHOICES[0]]
+        return self._short_runs(CHOICES)
+
+    def schedules(self) -> str:
+        return self._short_runs(SCHEDULES)
+
+    def _short_runs(self, names: Sequence[str]) -> str:
+        """The first of them is what the others are compared with."""
+        first = self.files.choices[names[0]]
         lines = []
-        for name in CHOICES:
+        for name in names:
             choice = self.files.choices[name]
             train, model = choice["changes"]["train"], choice["changes"].get("model", {})
             batch = train.get("batch_tokens", choice["tokens"] // choice["steps"])
@@ -546,7 +554,7 @@ class Page:
 
 BLOCKS = {
     name: name.replace(" ", "_")
-    for name in "shape,text,choices,settings,training figure,course,quality,dense,writing,overlap,balance,"
+    for name in "shape,text,choices,schedules,settings,training figure,course,quality,dense,writing,overlap,balance,"
     "experts figure,needles,needle figure,claim,balance figure,module,thresholds,samples".split(",")
 }
 """Names of the markers that every page has, and the method of each."""

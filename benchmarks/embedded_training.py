@@ -2,10 +2,11 @@
 
     python -m dsv3.train.corpus CORPUS .data                                  once: the text, tokenised
     python benchmarks/embedded_training.py choices [--part 1/2] [--deadline 500] [--only muon]
-    python benchmarks/embedded_training.py final dense balance mtp
+    python benchmarks/embedded_training.py schedule final dense balance mtp
 
     choices   short runs, each with one setting changed against the first: optimiser, learning rate, decay, batch,
               shape, vocabulary (those other than the embedded one need .data/tok<size>/ with tokenizer.json and npz)
+    schedule  half the preset's steps, with other shares of decay, learning rates and weight decays
     balance   the report's first claim in the small (V3 section 4.5.3): auxiliary loss, bias, nothing; two seeds each
     mtp       the same run with and without the MTP module; two seeds each
     dense     one expert that is always chosen, as wide as what a token of the embedded model activates: a dense model
@@ -70,6 +71,19 @@ def choices() -> dict[str, Run]:
         "two-dense": {"model": {"n_dense_layers": 2, "n_routed_experts": 40}},
     }
     return {name: run | {"train": MUON | SHORT | run.get("train", {})} for name, run in runs.items()}
+
+
+def schedules() -> dict[str, Run]:
+    """Long enough to read the text five times, so that the strength of regularisation shows."""
+    half = {"total_steps": 7000, "eval_every": 3500, "save_every": 10**6}
+    falling = {"decay_fraction": 1.0, "min_lr_ratio": 0.0}
+    runs: dict[str, Run] = {
+        "half-constant": {"lr": 3e-3, "weight_decay": 0.3, "decay_fraction": 0.5, "min_lr_ratio": 0.02},
+        "falling": {"lr": 3e-3, "weight_decay": 0.3} | falling,
+        "falling-decay-1": {"lr": 3e-3, "weight_decay": 1.0} | falling,
+        "falling-lr-5e-3-decay-0.6": {"lr": 5e-3, "weight_decay": 0.6} | falling,
+    }
+    return {name: {"train": half | changes} for name, changes in runs.items()}
 
 
 COMPARED = MUON | SHORT | {"lr": 6e-3}  # what the comparisons of balancing and MTP have in common
@@ -155,7 +169,7 @@ def train(name: str, run: Run, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="+", choices=["choices", "final", "dense", "balance", "mtp"])
+    parser.add_argument("kinds", nargs="+", choices=["choices", "schedule", "final", "dense", "balance", "mtp"])
     parser.add_argument("--data", type=Path, default=Path(".data"), help="directory of token files")
     parser.add_argument("--out", type=Path, default=Path("out/embedded"), help="directory for logs and models")
     parser.add_argument("--part", default="1/1", help="k/n: take every n-th run, beginning with the k-th")
@@ -168,7 +182,7 @@ def main() -> int:
     part, parts = map(int, args.part.split("/"))
     runs: dict[str, Run] = {}
     for kind in args.kinds:
-        runs |= choices() if kind == "choices" else comparisons(kind)
+        runs |= {"choices": choices, "schedule": schedules}.get(kind, lambda kind=kind: comparisons(kind))()
     names = args.only or list(runs)[part - 1 :: parts]
     args.out.mkdir(parents=True, exist_ok=True)
     book = args.out / "runs.jsonl"

@@ -65,7 +65,7 @@ def test_words_hold_the_same_numbers_and_fields_in_every_language(pages) -> None
 def test_every_short_run_is_shown(pages) -> None:
     compared = ("balance-", "mtp-")
     runs = [name for name in pages.Files().choices if not name.startswith(compared)]
-    assert sorted(runs) == sorted(pages.CHOICES)
+    assert sorted(runs) == sorted(pages.CHOICES + pages.SCHEDULES)
 
 
 def test_a_threshold_that_is_missed_is_called_so(pages, page, monkeypatch: pytest.MonkeyPatch) -> None:
