@@ -112,7 +112,13 @@ class Trainer:
                 f"seq_len = {config.seq_len} exceeds the model's {self.model_config.max_context} positions: "
                 "lower it, or raise original_seq_len"
             )
-        self.micro_batches = self.dp.split(config.n_micro_batches, "micro-batches in a step")
+        if config.n_micro_batches % self.dp.size:
+            raise ConfigError(
+                f"a step of {config.batch_tokens} tokens has {config.n_micro_batches} micro-batches, which"
+                f" {self.dp.size} ranks cannot share evenly: lower micro_batch_tokens until a step has a"
+                f" multiple of {self.dp.size} of them"
+            )
+        self.micro_batches = config.n_micro_batches // self.dp.size
         out = Path(config.out)
         self.states, self.export_dir, self.log_path = out / "states", out / "model", out / "log.jsonl"
         self.best_states = out / "best"

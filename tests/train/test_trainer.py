@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dsv3.errors import CheckpointError, ConfigError
+from dsv3.parallel.group import Group, Parallel
 from dsv3.train import train
 from dsv3.train.checkpoint import load_state, state_paths
 from dsv3.train.corpus import TokenStore
@@ -194,6 +195,12 @@ def test_a_vocabulary_or_context_that_does_not_fit_is_refused(micro_run, tmp_pat
     small.write_text(json.dumps(shape | {"original_seq_len": 16}))
     with pytest.raises(ConfigError, match="seq_len = 32 exceeds the model's 16"):
         train(dataclasses.replace(config, model=str(small)), progress=False)
+
+
+def test_micro_batches_that_the_ranks_cannot_share_are_refused(micro_run):
+    three = Parallel(dp=Group(rank=0, size=3))
+    with pytest.raises(ConfigError, match="2 micro-batches, which 3 ranks cannot share evenly: lower micro_batch"):
+        Trainer(micro_run(), parallel=three, progress=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
