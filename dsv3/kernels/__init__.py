@@ -22,9 +22,11 @@ __all__ = [
     "E4M3_MAX",
     "Backend",
     "act_quant",
+    "add_rms_norm",
     "fp8_gemm",
     "fp8_grouped_linear",
     "grouped_linear",
+    "rotate_and_cache",
     "triton_available",
     "weight_dequant",
     "weight_quant",
@@ -130,3 +132,29 @@ def fp8_grouped_linear(
 
         return gemm.fp8_grouped_linear(x_MD, w_EFD, s_Efd, counts_E, scale_fmt, out_dtype)
     return grouped_gemm.fp8_grouped_linear(x_MD, w_EFD, s_Efd, counts_E, scale_fmt, out_dtype)
+
+
+def add_rms_norm(
+    h_TD: torch.Tensor, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float, *, backend: Backend | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """h + x (T, D), and the RMS norm of that sum times `weight_D`. Inference only on CUDA."""
+    if _use_triton(h_TD, backend):
+        from dsv3.kernels import fused
+
+        return fused.add_rms_norm(h_TD, x_TD, weight_D, eps)
+    return reference.add_rms_norm(h_TD, x_TD, weight_D, eps)
+
+
+def rotate_and_cache(
+    q_THX: torch.Tensor,
+    kv_Tc: torch.Tensor,
+    norm_weight_C: torch.Tensor,
+    eps: float,
+    turns_TR2: torch.Tensor,
+    latents_Xc: torch.Tensor,
+    slots_T: torch.Tensor,
+) -> torch.Tensor:
+    """Triton only (`layers.mla` says it in torch): the tokens' latents and keys go to the cache; returns q_pe_THR."""
+    from dsv3.kernels import fused
+
+    return fused.rotate_and_cache(q_THX, kv_Tc, norm_weight_C, eps, turns_TR2, latents_Xc, slots_T)

@@ -109,6 +109,16 @@ def fp8_gemm(
     return y_MN.to(out_dtype).reshape(*lead, n)
 
 
+def add_rms_norm(
+    h_TD: torch.Tensor, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual and the norm behind it: h + x, and that sum / sqrt(mean of its squares + eps) * weight.
+
+    The sum is rounded to the type of h before the norm; inside, the norm is FP32."""
+    sum_TD = h_TD + x_TD
+    return sum_TD, F.rms_norm(sum_TD, weight_D.shape, weight_D, eps)
+
+
 # --- scales and blocks ----------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dsv3.kernels import gemm, quant
+from dsv3.kernels import fused, gemm, quant
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -95,3 +95,24 @@ def test_the_tuner_compares_a_few_tiles_for_every_bucket(rows):
 
 def test_the_interpreter_gets_one_configuration():
     assert len(gemm.gemm_configs(interpreted=True)) == 1
+
+
+@pytest.mark.parametrize(("d", "warps"), [(2048, 4), (7168, 16)])
+def test_add_rms_norm_compiles(d, warps):
+    pointers = dict.fromkeys(("h_ptr", "x_ptr", "weight_ptr", "sum_ptr", "y_ptr"), "*bf16")
+    signature = {**pointers, "d": "i32", "eps": "fp32"}
+    block = triton.next_power_of_2(d)
+    assert "rsqrt" in ptx(fused._add_rms_norm_kernel, signature, {"BLOCK": block}, num_warps=warps)
+
+
+@pytest.mark.parametrize("slots", ["i32", "i64"])
+def test_rotate_and_cache_compiles(slots):
+    signature = {
+        **dict.fromkeys(("q_ptr", "kv_ptr", "weight_ptr", "latents_ptr", "q_pe_ptr"), "*bf16"),
+        **dict.fromkeys(("h", "n_nope", "c", "q_stride_t", "q_stride_h", "kv_stride", "latents_stride"), "i32"),
+        "turns_ptr": "*fp32",
+        "slots_ptr": f"*{slots}",
+        "eps": "fp32",
+    }
+    constants = {"HALF": 32, "HEADS": 16, "BLOCK_C": 512, "BLOCK_HALF": 32}
+    assert "st.global" in ptx(fused._rotate_and_cache_kernel, signature, constants, num_warps=4)

@@ -1,4 +1,4 @@
-"""Runs `test_triton.py` and `test_interpreter_shim.py` under triton's interpreter, in a process of their own.
+"""Runs the tests of the Triton kernels and of the shim under triton's interpreter, in a process of their own.
 
 TRITON_INTERPRET counts when triton is first imported, and it would change torch.compile and every other user of
 triton in this process too.
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["test_triton.py", "test_interpreter_shim.py"])
+@pytest.mark.parametrize("name", ["test_triton.py", "test_fused.py", "test_interpreter_shim.py"])
 def test_in_the_interpreter(name: str, tmp_path: Path):
     pytest.importorskip("triton", reason="triton is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -48,6 +48,12 @@ GROUPED_BF16 = 5e-3
 GROUPED_FP32 = 1e-5
 """Loop over experts against an einsum, FP32: another order of sums."""
 
+FUSED_FP32 = 1e-6
+"""Norms and rotations in FP32: another order of the sum of squares, and rsqrt in place of 1 / sqrt (2^-22)."""
+
+FUSED_BF16 = 2.0**-9
+"""The same with BF16 in and out: FP32 inside on both sides, so only values next to a tie round to neighbours."""
+
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """|got - expected| / |expected|; 0 when they are equal, infinite where `got` has NaN or infinity."""
