@@ -8,9 +8,11 @@ feed a picture through ``observe``. Everything can be driven without a browser: 
 import asyncio
 import contextvars
 import difflib
+import struct
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import import_module
@@ -67,6 +69,31 @@ def _show(picture: bytes, description: str) -> None:
         display.display(display.Markdown(description))
 
 
+class _Picture:
+    """A picture that changes, and below it the line that says what it shows, which is its alternative text as well.
+
+    Not ipywidgets' Image: that has no alternative text, and does not appear at all once it is given a tooltip.
+    """
+
+    def __init__(self, *, hidden: bool = False) -> None:
+        self.widget = _need("ipywidgets").HTML()
+        self.widget.layout.display = "none" if hidden else None
+        self.png = b""
+
+    def put(self, png: bytes, description: str) -> None:
+        self.png = png
+        width, height = struct.unpack(">II", png[16:24])  # known before it is decoded, so the page does not jump
+        source = f"data:image/png;base64,{b64encode(png).decode()}"
+        style = "max-width: 100%; height: auto"
+        alt = escape(description, quote=True)
+        image = f'<img src="{source}" alt="{alt}" width="{width}" height="{height}" decoding="sync" style="{style}">'
+        line = f'<figcaption style="line-height: 1.5">{escape(description)}</figcaption>' if description else ""
+        self.widget.value = f'<figure style="margin: 0">{image}{line}</figure>'
+
+    def reveal(self) -> None:
+        self.widget.layout.display = None
+
+
 # --- sliders under a figure -----------------------------------------------------------------------------------------
 
 
@@ -81,9 +108,9 @@ class Explorer:
         self._draw_figure, self._describe = draw, describe
         self.sliders = {name: _slider(ipywidgets, name, what) for name, what in sliders.items()}
         # Hidden until it differs from the static figure above it.
-        self._picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(display="none", max_width="100%"))
+        self._picture = _Picture(hidden=True)
         self._message = ipywidgets.HTML()
-        self.widget = ipywidgets.VBox([*self.sliders.values(), self._message, self._picture])
+        self.widget = ipywidgets.VBox([*self.sliders.values(), self._message, self._picture.widget])
         self.message = ""
         self.drawn = 0
         self._quiet = False
@@ -98,13 +125,13 @@ class Explorer:
 
     @property
     def image(self) -> bytes:
-        return bytes(self._picture.value)
+        return self._picture.png
 
     def set(self, **values: Any) -> "Explorer":
         """Move sliders and draw once, at once. Raises RequestError for an unknown slider or a value it cannot take."""
         self.place(**values)
         self._refresh()
-        self._picture.layout.display = None
+        self._picture.reveal()
         return self
 
     def place(self, **values: Any) -> None:
@@ -150,24 +177,25 @@ class Explorer:
                     self._later = loop.call_later(wait, self._catch_up)
                 return
         self._refresh()
-        self._picture.layout.display = None
+        self._picture.reveal()
 
     def _catch_up(self) -> None:
         """Draws where the sliders stand now: the positions in between are skipped."""
         self._later = None
         self._refresh()
-        self._picture.layout.display = None
+        self._picture.reveal()
 
     def _refresh(self) -> None:
         started = time.monotonic()
         self.drawn += 1
         try:
-            picture = _png(self._draw_figure(**self.values), self._description())
+            description = self._description()
+            picture = _png(self._draw_figure(**self.values), description)
         except Exception as error:
             self.message = str(error) if isinstance(error, Dsv3Error) else f"{type(error).__name__}: {error}"
         else:
             self.message = ""
-            self._picture.value = picture
+            self._picture.put(picture, description)
         self._message.value = f'<pre style="white-space: pre-wrap">{escape(self.message)}</pre>' if self.message else ""
         ended = time.monotonic()
         self._not_before = ended + max(INTERVAL, ended - started)
@@ -183,7 +211,7 @@ def explore(
 
     Args:
         static: what is shown first: a Figure, or values for some of the sliders; None: where the sliders start.
-        describe: (**values) -> one line of alternative text.
+        describe: (**values) -> one line of alternative text, which stands below the picture and changes with it.
         sliders: a parameter of ``draw`` each: a widget of ipywidgets, a range (low, high) or (low, high, step), or a
             list of choices. A range starts at its low end unless ``static`` says otherwise.
 
@@ -334,7 +362,7 @@ class PromptBox:
             self._strip.value = ""
             return
         experts_TK, weights_TK = self._routes[int(self._layer.value)]
-        strip = _need("dsv3.viz.tokens").token_strip
+        strip = _need("dsv3.viz").token_strip
         self._strip.value = strip(self._tokens, experts_TK, weights_TK, n_experts=self.llm.config.n_routed_experts)
 
 
@@ -364,13 +392,13 @@ class LiveLoad:
         self._start_button.on_click(lambda _: self.start())
         self._stop_button.on_click(lambda _: self.stop())
         self._words = ipywidgets.HTML()
-        self._picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self._picture = _Picture()
         buttons = ipywidgets.HBox([self._start_button, self._stop_button])
-        self.widget = ipywidgets.VBox([buttons, self._words, self._picture])
+        self.widget = ipywidgets.VBox([buttons, self._words, self._picture.widget])
 
     @property
     def image(self) -> bytes:
-        return bytes(self._picture.value)
+        return self._picture.png
 
     @property
     def running(self) -> bool:
@@ -426,6 +454,8 @@ class LiveLoad:
     def _draw(self, records: Mapping[str, Sequence[torch.Tensor]]) -> None:
         tr, viz = _tr(), _need("dsv3.viz")
         self.loads = loads_from_records(records, self.llm.config.n_routed_experts)
-        self._picture.value = _png(viz.draw_expert_load({tr("after {count} tokens", count=self.n_tokens): self.loads}))
+        loads = {tr("after {count} tokens", count=self.n_tokens): self.loads}
+        description = viz.describe_expert_load(loads)
+        self._picture.put(_png(viz.draw_expert_load(loads), description), description)
         self._words.value = f'<div style="white-space: pre-wrap">{escape(self.text)}</div>'
         self.drawn += 1

@@ -74,6 +74,7 @@ from dsv3.viz.scale import (
     draw_roofline,
 )
 from dsv3.viz.theme import save
+from dsv3.viz.tokens import expert_colours, token_strip, visible_token
 from dsv3.viz.training import describe_training, draw_training
 
 __all__ = [
@@ -138,7 +139,10 @@ __all__ = [
     "draw_speed_up",
     "draw_squeeze",
     "draw_training",
+    "expert_colours",
     "relative_errors",
     "save",
     "speed_up",
+    "token_strip",
+    "visible_token",
 ]

@@ -55,18 +55,18 @@ def _box(token: str, visits: Sequence[tuple[int, float | None]], n_experts: int)
         tr("expert {index}", index=expert) + ("" if weight is None else f" ({weight:.2f})") for expert, weight in visits
     )
     chips = "".join(_chip(expert, n_experts) for expert, _ in visits)
-    word = f'<span style="{_WORD}">{escape(visible(token))}</span>'
+    word = f'<span style="{_WORD}">{escape(visible_token(token))}</span>'
     return (
         f'<span style="{_TOKEN}" title="{escape(says, quote=True)}">{word}<span style="{_CHIPS}">{chips}</span></span>'
     )
 
 
 def _chip(expert: int, n_experts: int) -> str:
-    background, text = colours(expert, n_experts)
+    background, text = expert_colours(expert, n_experts)
     return f'<span style="{_CHIP}; background: {background}; color: {text}">{expert}</span>'
 
 
-def colours(expert: int, n_experts: int) -> tuple[str, str]:
+def expert_colours(expert: int, n_experts: int) -> tuple[str, str]:
     """The expert's colour, and black or white, whichever is easier to read on it."""
     if not 0 <= expert < n_experts:
         raise RequestError(f"expert {expert} does not exist: there are {n_experts}, numbered from 0")
@@ -77,7 +77,7 @@ def colours(expert: int, n_experts: int) -> tuple[str, str]:
     return "#" + "".join(f"{round(255 * c):02x}" for c in rgb), "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def visible(token: str) -> str:
+def visible_token(token: str) -> str:
     """White space as signs, so that a token of nothing else can be seen; an empty token is part of a character."""
     if not token:
         return "⋯"

@@ -135,13 +135,24 @@ def _draw_balance(figure: Figure, ax: Axes, steps: Sequence[float], blocks: Mapp
     # An even layer has 0, which a logarithm has no place for: 0.01 is as good as even.
     low, high = float(np.nanmin(violation)), float(np.nanmax(violation))
     norm = LogNorm(vmin=max(low, 0.01), vmax=max(high, 1.0), clip=True)
-    image = ax.pcolormesh(steps, range(len(blocks)), violation, norm=norm, cmap="Purples", shading="nearest")
+    # Edges, since with centres matplotlib gives a single row or column no extent, and the map would be empty.
+    rows = np.arange(len(blocks) + 1) - 0.5
+    image = ax.pcolormesh(_edges(steps), rows, violation, norm=norm, cmap="Purples")
     ax.set_yticks(range(len(blocks)), list(blocks))
     ax.invert_yaxis()
     ax.set_ylabel(tr("MoE block"))
     bar = figure.colorbar(image, cax=ax.inset_axes((1.02, 0.0, 0.02, 1.0)))  # beside it, not beside the widest legend
     bar.set_label(tr("MaxVio of a batch"))
     plain_numbers(bar.ax)
+
+
+def _edges(centres: Sequence[float]) -> np.ndarray:
+    """Where the cells around ascending ``centres`` begin and end, halfway between neighbours -> (n + 1,)."""
+    at = np.asarray(centres, dtype=float)
+    if len(at) == 1:
+        return np.array([at[0] - 0.5, at[0] + 0.5])
+    between = (at[1:] + at[:-1]) / 2
+    return np.concatenate(([2 * at[0] - between[0]], between, [2 * at[-1] - between[-1]]))
 
 
 class _Plain(LogFormatter):

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -59,12 +60,12 @@ def test_a_finished_picture_comes_first_then_the_sliders(shown: list[Any]) -> No
 def test_setting_a_slider_changes_the_picture(shown: list[Any]) -> None:
     explorer = explore(draw, k=(1, 8))
     before = explorer.image
-    assert explorer._picture.layout.display == "none"  # the same as the static figure above
+    assert explorer._picture.widget.layout.display == "none"  # the same as the static figure above
     assert explorer.set(k=4) is explorer
     assert explorer.values == {"k": 4}
     assert explorer.image[:4] == PNG
     assert explorer.image != before
-    assert explorer._picture.layout.display is None
+    assert explorer._picture.widget.layout.display is None
     assert len(shown) == 2  # nothing new in the output: the picture changed in its place
 
 
@@ -133,6 +134,25 @@ def test_a_description_is_the_alternative_text(shown: list[Any]) -> None:
     assert picture.alt == "2 bars"
     assert isinstance(line, Markdown)
     assert line.data == "2 bars"
+
+
+def test_the_line_below_changes_with_the_picture(shown: list[Any]) -> None:
+    explorer = explore(draw, describe=lambda k: f'{k} bars < "9"', k=(1, 8))
+    picture = explorer.widget.children[-1]
+    assert 'alt="1 bars &lt; &quot;9&quot;"' in picture.value
+    explorer.set(k=4)
+    assert 'alt="4 bars &lt; &quot;9&quot;"' in picture.value
+    assert b64encode(explorer.image).decode() in picture.value
+    assert ">4 bars &lt; " in picture.value
+    before = picture.value
+    explorer.set(k=3)  # draw raises: the last good picture stays, and so does what is said of it
+    assert picture.value == before
+
+
+def test_without_a_description_nothing_is_said(shown: list[Any]) -> None:
+    picture = explore(draw, k=(1, 8)).set(k=2).widget.children[-1]
+    assert 'alt=""' in picture.value
+    assert "figcaption" not in picture.value
 
 
 def test_kinds_of_sliders(shown: list[Any]) -> None:
@@ -259,6 +279,7 @@ def test_the_load_is_drawn_while_the_model_writes(llm: LLM) -> None:
     routed = (prompt + 20 - 1) * llm.config.n_activated_experts  # the last token is written, not read
     assert {int(load.counts_E.sum()) for load in live.loads if load.name.startswith("layer")} == {routed}
     assert live._words.value.count("<") == 2
+    assert "after 20 tokens: the busiest is" in live.widget.children[-1].value
 
 
 def test_it_can_be_stopped_and_started_again(llm: LLM) -> None:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from dsv3.errors import RequestError
-from dsv3.viz.tokens import colours, token_strip, visible
+from dsv3.viz import expert_colours, token_strip, visible_token
 
 
 class Reader(HTMLParser):
@@ -49,12 +49,12 @@ def test_a_prompt_cannot_become_markup(token: str) -> None:
     html = token_strip([token], [[0]], n_experts=2)
     read = Reader(html)
     assert read.tags == {"div", "span"}
-    assert "".join(read.words) == visible(token) + "0"
+    assert "".join(read.words) == visible_token(token) + "0"
 
 
 def test_white_space_can_be_seen() -> None:
-    assert visible(" a\n\t") == "␣a⏎⇥"
-    assert visible("") == "⋯"
+    assert visible_token(" a\n\t") == "␣a⏎⇥"
+    assert visible_token("") == "⋯"
 
 
 @pytest.mark.parametrize("n_experts", [1, 2, 8, 64, 256])
@@ -66,7 +66,7 @@ def test_numbers_are_readable_on_every_colour(n_experts: int) -> None:
 
     seen = set()
     for expert in range(n_experts):
-        background, text = colours(expert, n_experts)
+        background, text = expert_colours(expert, n_experts)
         seen.add(background)
         low, high = sorted((luminance(background), luminance(text)))
         assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG AA

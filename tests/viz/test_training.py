@@ -82,6 +82,23 @@ def test_one_line_of_the_log_is_drawn_without_complaint() -> None:
     viz.draw_training(log, {name: values[:1] for name, values in EVALUATIONS.items()}).savefig(io.BytesIO())
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("blocks", [["max_vio.layers.1"], ["max_vio.layers.1", "max_vio.mtp.0"]])
+def test_the_heat_map_fills_its_panel(blocks: list[str], n_steps: int) -> None:
+    log = {name: LOG[name][:n_steps] for name in ("step", "loss", *blocks)}
+    figure = viz.draw_training(log)
+    balance = figure.axes[1]
+    (mesh,) = balance.collections
+    low, high = mesh.get_coordinates().min((0, 1)), mesh.get_coordinates().max((0, 1))
+    assert (low[1], high[1]) == (-0.5, len(blocks) - 0.5)
+    assert low[0] <= balance.get_xlim()[0] < balance.get_xlim()[1] <= high[0]
+    figure.canvas.draw()
+    inside = balance.get_window_extent()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1]  # the first row is the lowest, as in the extent
+    map_only = pixels[int(inside.y0) + 3 : int(inside.y1) - 3, int(inside.x0) + 3 : int(inside.x1) - 3, :3]
+    assert (map_only.min(-1) < 255).mean() > 0.95, "most of the panel is white"
+
+
 def test_an_even_layer_can_be_drawn() -> None:
     viz.draw_training(LOG | {"max_vio.mtp.0": [1.0, 0.0, 0.0]}).savefig(io.BytesIO())
 
