@@ -38,16 +38,20 @@ def _code(function: Function, name: str, *, empty: bool = False) -> str:
 
 
 def _imports(module: ast.Module, used: set[str]) -> str:
-    """The import statements of ``module`` cut down to the names in ``used``."""
-    lines: list[str] = []
+    """The import statements of ``module`` cut down to the names in ``used``, in its sections: ours stand apart."""
+    sections: list[list[str]] = [[]]
+    end = 0
     for node in module.body:
         if not isinstance(node, (ast.Import, ast.ImportFrom)):
             continue
+        if node.lineno > end + 1:  # after an empty line
+            sections.append([])
+        end = node.end_lineno or node.lineno
         names: list[Any] = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) in used]
         if names:
             node.names = names
-            lines.append(ast.unparse(node))
-    return "\n".join(lines)
+            sections[-1].append(ast.unparse(node))
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def namespace(code: str) -> dict[str, Any]:
