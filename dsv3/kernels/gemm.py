@@ -1,4 +1,4 @@
-"""Triton FP8 GEMMs with block scales: `fp8_gemm` (as `reference.fp8_gemm`) and `fp8_grouped_linear` (one per expert).
+"""A Triton FP8 GEMM per expert, with block scales: `fp8_grouped_linear`. Dense products are in `dense.py`.
 
 A program owns a BLOCK_M x BLOCK_N tile of the output and walks along K in steps of 128, the width of a scale block.
 Each step multiplies two tiles of codes on the tensor cores and adds the result, times its scales, to an FP32
@@ -46,30 +46,6 @@ _TILES = (
     (128, 128, 8, 3),
     (128, 128, 8, 4),
 )
-
-
-def fp8_gemm(
-    a: torch.Tensor,
-    a_s: torch.Tensor,
-    b: torch.Tensor,
-    b_s: torch.Tensor,
-    out_dtype: torch.dtype = torch.bfloat16,
-) -> torch.Tensor:
-    """As `reference.fp8_gemm`: a (..., K) @ b (N, K).T -> (..., N)."""
-    reference.check_gemm_input(a, a_s, b, b_s)
-    a, a_s, b, b_s = a.contiguous(), a_s.contiguous(), b.contiguous(), b_s.contiguous()
-    (*lead, k), n = a.shape, b.shape[0]
-    y = torch.empty(*lead, n, dtype=out_dtype, device=a.device)
-    if y.numel() == 0 or k == 0:
-        return y.zero_()
-    m = y.numel() // n
-
-    def grid(meta: dict[str, Any]) -> tuple[int, int]:
-        return reference.ceil_div(m, meta["BLOCK_M"]), reference.ceil_div(n, meta["BLOCK_N"])
-
-    with torch.cuda.device_of(a):
-        _fp8_gemm_kernel[grid](a, a_s, b, b_s, y, m, n, k, row_bucket(m))
-    return y
 
 
 def fp8_grouped_linear(
@@ -166,18 +142,6 @@ def _accumulate(
 
 
 @_autotune
-@triton.jit(do_not_specialize=["m", "m_bucket"])
-def _fp8_gemm_kernel(
-    a_ptr, a_s_ptr, b_ptr, b_s_ptr, y_ptr, m, n, k, m_bucket, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):  # m_bucket is read by the tuner only
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = _accumulate(a_ptr, a_s_ptr, b_ptr, b_s_ptr, rows, rows < m, cols, n, k, BLOCK_M, BLOCK_N)
-    y_ptrs = y_ptr + rows[:, None] * n + cols[None, :]
-    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=(rows < m)[:, None] & (cols < n)[None, :])
-
-
-@_autotune
 @triton.jit(do_not_specialize=["m_bucket"])
 def _fp8_grouped_kernel(
     a_ptr,
@@ -189,7 +153,7 @@ def _fp8_grouped_kernel(
     n_experts,
     n,
     k,
-    m_bucket,
+    m_bucket,  # read by the tuner only
     EXPERTS_POW2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,

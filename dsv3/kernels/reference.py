@@ -109,6 +109,11 @@ def fp8_gemm(
     return y_MN.to(out_dtype).reshape(*lead, n)
 
 
+def fp8_linear(x: torch.Tensor, w: torch.Tensor, w_s: torch.Tensor, scale_fmt: str | None = None) -> torch.Tensor:
+    """x (..., K) in any float type, quantised 1x128, times codes w (N, K).T and their scales -> (..., N) like x."""
+    return fp8_gemm(*act_quant(x, scale_fmt=scale_fmt), w, w_s, x.dtype)
+
+
 def add_rms_norm(
     h_TD: torch.Tensor, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

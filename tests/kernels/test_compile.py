@@ -66,14 +66,6 @@ def assert_uses_the_tensor_cores(code: str, block_m: int) -> None:
     assert ("wgmma.mma_async" if block_m >= 64 else "mma.sync") in code
 
 
-@pytest.mark.parametrize("config", gemm.gemm_configs(interpreted=False), ids=str)
-def test_gemm_compiles_with_every_tile(config):
-    signature = {**MATRICES, **dict.fromkeys(("m", "n", "k", "m_bucket"), "i32")}
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    code = ptx(gemm._fp8_gemm_kernel.fn, signature, config.kwargs, **options)
-    assert_uses_the_tensor_cores(code, config.kwargs["BLOCK_M"])
-
-
 @pytest.mark.parametrize("counts", ["i32", "i64"])
 def test_grouped_gemm_compiles(counts):
     config = gemm.gemm_configs(interpreted=False)[0 if counts == "i32" else -1]

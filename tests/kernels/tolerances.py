@@ -35,6 +35,9 @@ element went to its neighbour would differ by 6e-3. FP32 results 2e-4 apart, as 
 element in ten there, which moves a long row by 1e-3; in a row of 130 the largest element alone moves it by 2e-3, and
 the worst of 4,097 such rows was 2.2e-3 off. The bound is one rounding step, a tenth of what one wrong element does."""
 
+LINEAR_BF16 = 2.0**-8
+"""A BF16 product, rounded, against its FP32 value: half a rounding step, 2^-9, per element at most."""
+
 GOLDEN_GEMM = 2e-3
 """golden/fp8_ops was computed on an H100 in BF16: GEMM_TENSOR_CORE, of which 1e-5 is seen after equal roundings."""
 
