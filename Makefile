@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports notebooks test-notebooks lab bench train-tiny clean distclean
+.PHONY: help demo test lint format types imports notebooks test-notebooks test-browser lab bench train-tiny clean distclean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -79,6 +79,10 @@ notebooks: $(READY) ## run the walkthrough in its three languages and keep the o
 test-notebooks: $(READY) ## run the walkthrough and compare what it prints with what is stored
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	  --nbval-sanitize-with=notebooks/sanitize.cfg notebooks
+
+# Part of `make test` wherever JupyterLab and a Chromium are; this installs the former.
+test-browser: $(LAB_READY) ## the walkthrough in JupyterLab: pages run and sliders turned in a headless Chromium
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/learn/test_browser.py
 
 lab: $(LAB_READY) ## JupyterLab at the walkthrough's first page, in the language of LANG (en, es, zh)
 	@case "$${LC_ALL:-$${LC_MESSAGES:-$${LANG:-}}}" in es*) page=es;; zh*) page=zh;; *) page=en;; esac; \
