@@ -73,6 +73,7 @@ notebooks: $(READY) ## run the walkthrough in its three languages and keep the o
 	$(ONE_THREAD) $(BOOK) execute --language en $(ONE_CHAPTER)
 	$(BOOK) build $(ONE_CHAPTER)
 	$(ONE_THREAD) $(BOOK) execute --language es --language zh $(ONE_CHAPTER)
+	$(BOOK) readme
 	$(BOOK) check $(ONE_CHAPTER)
 
 # Every page is run and its outputs are compared; sanitize.cfg says what may differ.

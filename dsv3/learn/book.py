@@ -8,12 +8,15 @@ for each Markdown cell. ``notebooks/{es,zh}`` are built from both and edited by 
     build     the translated notebooks; a page that is older than its source says so on its first line
     execute   run the notebooks and keep their outputs, English ones in place
     check     everything that the tests demand of the book; prints one line for each problem
-    status    how much of each language is up to date; --markdown: as a table for a page
+    status    how much of each language is up to date; --markdown [language]: as a table in that language
+    readme    write that table into README.md, README_ES.md and README_ZH.md, between its two comments
 
-``make notebooks`` does the first four in order, for one chapter with ``CHAPTER=NN_name``.
+``make notebooks`` does all but ``status`` in order, ``check`` last, for one chapter with ``CHAPTER=NN_name``.
 """
 
 import argparse
+import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from nbformat import NotebookNode
 
 from dsv3.errors import Dsv3Error, RequestError
 from dsv3.learn import audit, catalogue, labels, pages
+from dsv3.learn.labels import tr
 
 TRANSLATIONS = [code for code in labels.LANGUAGES if code != "en"]
 
@@ -60,6 +64,9 @@ class Book:
 
     def catalogue(self, language: str, chapter: str) -> Path:
         return self.root / "locales" / language / f"{chapter}.po"
+
+    def readme(self, language: str) -> Path:
+        return self.root / ("README.md" if language == "en" else f"README_{language.upper()}.md")
 
     def labels(self, language: str) -> Path:
         return self.label_catalogues / language / labels.CATALOGUE
@@ -180,6 +187,8 @@ def check(book: Book, languages: Sequence[str]) -> Iterator[str]:
     for language in languages:
         if not book.only:  # labels are the whole book's
             yield from _label_problems(book, language)
+            if table_is_old(book, language):
+                yield f"{book.readme(language).name} has an old table of the translations: run `readme`"
         for path in _strays(book, language):
             yield f"notebooks/{language}/{path.name} has no chapter in notebooks/en: run `build`"
         for chapter in book.chapters():
@@ -262,11 +271,39 @@ def status(book: Book, languages: Sequence[str]) -> list[Freshness]:
     return found
 
 
-def status_table(found: Sequence[Freshness]) -> str:
-    """The same as a Markdown table between two comments, so that a page's block can be replaced."""
+TABLE = re.compile(r"<!-- translations -->.*?<!-- /translations -->", re.S)
+
+
+def status_table(found: Sequence[Freshness], language: str = "en") -> str:
+    """The same as a Markdown table, worded in ``language``, between two comments that mark a page's block."""
     rows = [f"| {labels.LANGUAGES[s.language]} | {s.percent}% | {s.stale} | {s.missing} |" for s in found]
-    head = ["| language | up to date | older than the source | missing |", "|---|---|---|---|"]
-    return "\n".join(["<!-- translations -->", *head, *rows, "<!-- /translations -->"])
+    with labels.language(language):
+        names = [tr("language"), tr("cells up to date"), tr("older than the source"), tr("not translated")]
+    head = [f"| {' | '.join(names)} |", "|---|---|---|---|"]
+    return "\n".join(["<!-- translations -->", "", *head, *rows, "", "<!-- /translations -->"])
+
+
+def _with_table(book: Book, language: str) -> tuple[str, str]:
+    """A README as it is and as it has to be; the whole book counts, whatever ``only`` says."""
+    before = book.readme(language).read_text(encoding="utf-8")
+    table = status_table(status(dataclasses.replace(book, only=()), TRANSLATIONS), language)
+    return before, TABLE.sub(lambda _: table, before)
+
+
+def table_is_old(book: Book, language: str) -> bool:
+    """Whether the README of ``language`` has a table that is not of today; one without a table has none to be old."""
+    if not book.readme(language).is_file():
+        return False
+    before, after = _with_table(book, language)
+    return before != after
+
+
+def write_tables(book: Book, languages: Sequence[str]) -> list[str]:
+    """Bring the tables of the READMEs up to date; a line for each that changed."""
+    old = [language for language in languages if table_is_old(book, language)]
+    for language in old:
+        pages.write_text(book.readme(language), _with_table(book, language)[1])
+    return [f"{book.readme(language).name}: a new table of the translations" for language in old]
 
 
 # --------------------------------------------------------------------------------------------------------- command
@@ -275,11 +312,14 @@ def status_table(found: Sequence[Freshness]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: problems, or a failure; 2: wrong usage (by argparse)."""
     parser = argparse.ArgumentParser(prog="python -m dsv3.learn.book", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("step", choices=["extract", "build", "execute", "check", "status"])
+    parser.add_argument("step", choices=["extract", "build", "execute", "readme", "check", "status"])
     parser.add_argument("--language", choices=list(labels.LANGUAGES), action="append", help="default: all; may repeat")
     parser.add_argument("--chapter", action="append", help="NN_name; default: all; may repeat")
     parser.add_argument("--root", type=Path, default=Path("."), help="the project's folder (default: this one)")
-    parser.add_argument("--markdown", action="store_true", help="for status: a table instead of lines")
+    parser.add_argument(
+        "--markdown", nargs="?", const="en", choices=list(labels.LANGUAGES), metavar="LANGUAGE",
+        help="for status: a table instead of lines, worded in this language (default: en)",
+    )  # fmt: skip
     args = parser.parse_args(arguments)
     book = Book(args.root.resolve(), only=tuple(args.chapter or ()))
     languages: list[str] = args.language or list(labels.LANGUAGES)
@@ -294,7 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(execute(book, languages))
             case "status":
                 found = status(book, others)
-                print(status_table(found) if args.markdown else "\n".join(s.line() for s in found))
+                table = args.markdown and status_table(found, args.markdown)
+                print(table or "\n".join(s.line() for s in found))
+            case "readme":
+                _say(write_tables(book, languages))
             case _:
                 problems = list(check(book, languages))
                 _say(problems)

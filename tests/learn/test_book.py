@@ -24,6 +24,32 @@ def test_the_walkthrough_is_sound(language: str) -> None:
     assert list(book.check(book.Book(ROOT), [language])) == []
 
 
+@pytest.mark.parametrize("language", ["en", "es", "zh"])
+def test_each_readme_has_the_table_that_the_command_prints(language: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert book.main(["status", "--markdown", language, "--root", str(ROOT)]) == 0
+    table = capsys.readouterr().out.rstrip("\n")
+    assert book.TABLE.findall(book.Book(ROOT).readme(language).read_text(encoding="utf-8")) == [table]
+
+
+def test_a_readme_with_an_old_table_is_noticed_and_mended(tmp_path: Path) -> None:
+    where = small_book(tmp_path)
+    readme = where.readme("es")
+    readme.write_text("Antes.\n\n<!-- translations -->\n<!-- /translations -->\n\nDespués.\n", encoding="utf-8")
+    assert "README_ES.md has an old table of the translations: run `readme`" in list(book.check(where, ["es"]))
+    assert book.write_tables(where, ["en", "es"]) == ["README_ES.md: a new table of the translations"]
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("Antes.\n")
+    assert text.endswith("\nDespués.\n")
+    assert "| idioma | celdas al día | anteriores al original | sin traducir |" in text
+    assert "| español | 0% | 0 | 3 |" in text
+    assert not book.table_is_old(where, "es")
+    translate(where, "es", SPANISH)
+    one = dataclasses.replace(where, only=(CHAPTER,))
+    assert book.table_is_old(one, "es")
+    assert book.write_tables(one, ["es"])
+    assert "| español | 100% | 0 | 0 |" in readme.read_text(encoding="utf-8")
+
+
 def test_from_source_to_sound_page(tmp_path: Path) -> None:
     where = small_book(tmp_path)
     translate(where, "es", SPANISH)
