@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from dsv3.kernels import grouped_gemm, reference
+from dsv3.kernels import grouped_gemm, moe_reference, reference
 from dsv3.kernels.grouped_gemm import grouped_linear
+from dsv3.kernels.moe_reference import ExpertWeights, Routed, SharedWeights
 from dsv3.kernels.reference import BLOCK, E4M3, E4M3_MAX
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "E4M3",
     "E4M3_MAX",
     "Backend",
+    "ExpertWeights",
+    "Routed",
+    "SharedWeights",
     "act_quant",
     "add_rms_norm",
     "fp8_gemm",
@@ -29,7 +33,9 @@ __all__ = [
     "fp8_linear",
     "grouped_linear",
     "linear",
+    "moe_experts",
     "rotate_and_cache",
+    "route",
     "triton_available",
     "weight_dequant",
     "weight_quant",
@@ -187,3 +193,51 @@ def rotate_and_cache(
     from dsv3.kernels import fused
 
     return fused.rotate_and_cache(q_THX, kv_Tc, norm_weight_C, eps, turns_TR2, latents_Xc, slots_T)
+
+
+def route(
+    x_TD: torch.Tensor,
+    weight_ED: torch.Tensor,
+    bias_E: torch.Tensor | None = None,
+    *,
+    top_k: int,
+    n_groups: int = 1,
+    n_limited: int = 1,
+    sigmoid: bool = True,
+    route_scale: float = 1.0,
+    backend: Backend | None = None,
+) -> Routed:
+    """The gate's choice (`layers.gate`) for each token, and who is where. Inference only."""
+    op = moe_reference.route
+    if _use_triton(x_TD, backend):
+        from dsv3.kernels import router
+
+        op = router.route
+    return op(
+        x_TD,
+        weight_ED,
+        bias_E,
+        top_k=top_k,
+        n_groups=n_groups,
+        n_limited=n_limited,
+        sigmoid=sigmoid,
+        route_scale=route_scale,
+    )
+
+
+def moe_experts(
+    x_TD: torch.Tensor,
+    routed: Routed,
+    experts: ExpertWeights,
+    shared: SharedWeights | None = None,
+    residual_TD: torch.Tensor | None = None,
+    scale_fmt: str | None = None,
+    *,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """Routed and shared experts, weighted sum and residual: y_TD. BF16 or e4m3 weights. Inference only."""
+    if _use_triton(x_TD, backend):
+        from dsv3.kernels import experts as kernel
+
+        return kernel.moe_experts(x_TD, routed, experts, shared, residual_TD, scale_fmt)
+    return moe_reference.moe_experts(x_TD, routed, experts, shared, residual_TD, scale_fmt)

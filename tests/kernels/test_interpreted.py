@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["test_triton.py", "test_dense.py", "test_fused.py", "test_interpreter_shim.py"])
+NAMES = [
+    "test_triton.py",
+    "test_dense.py",
+    "test_fused.py",
+    "test_router.py",
+    "test_experts.py",
+    "test_interpreter_shim.py",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_in_the_interpreter(name: str, tmp_path: Path):
     pytest.importorskip("triton", reason="triton is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -57,6 +57,20 @@ FUSED_FP32 = 1e-6
 FUSED_BF16 = 2.0**-9
 """The same with BF16 in and out: FP32 inside on both sides, so only values next to a tie round to neighbours."""
 
+ROUTE_FP32 = 1e-6
+"""Weights of the router: logits of up to 7,168 terms summed in another order, and an exponential of 2 ulp."""
+
+MOE_FP32 = 2e-6
+"""The experts' three products in a row in FP32: another order of sums in each."""
+
+MOE_BF16 = 8e-3
+"""The same with BF16 weights. h and the experts' outputs are rounded to BF16 on both sides (2^-9 each where the sums
+differ enough to round to neighbours), or the outputs on one side only (one token: they are never stored)."""
+
+MOE_FP8 = 2e-2
+"""The same with e4m3 weights on a GPU: sums that differ by GEMM_TENSOR_CORE send a few per cent of h to the
+neighbouring code, 2^-4 away."""
+
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """|got - expected| / |expected|; 0 when they are equal, infinite where `got` has NaN or infinity."""
