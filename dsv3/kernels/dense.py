@@ -26,6 +26,8 @@ the next tile's first loads run while a finished one is stored.
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import dataclasses
+import functools
+import importlib
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +115,7 @@ def _launch_tiles(
     programs = min(sms * max(1, tile.per_sm), plan.items)
     overlap = tail > 0 and _capability(a) >= (9, 0)
     parts = torch.empty(tail * splits, tile.block_m, tile.block_n, dtype=torch.float32, device=a.device)
-    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "GROUP": tile.group}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     if tile.kernel == "tile":
         _tile_kernel[(plan.items,)](
@@ -139,14 +141,24 @@ def _launch_tiles(
 
 
 def _runnable(tile: Tile, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> Tile:
-    """The tile, or its nearest twin where the GPU has no warp groups, or TMA cannot address the tensors."""
-    if tile.kernel == "hopper" and (_capability(a)[0] != 9 or a.dtype != reference.E4M3):
-        tile = dataclasses.replace(tile, kernel="persistent", block_m=min(tile.block_m, 128), warps=8)
+    """The tile, or its nearest twin where GPU or triton lack what it needs, or TMA cannot address the tensors."""
+    if tile.kernel == "hopper" and not (_capability(a)[0] == 9 and y.element_size() == 2 and _has_gluon()):
+        tile = dataclasses.replace(tile, kernel="persistent", block_m=128, warps=8, stages=4)
     addressable = all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (a, b, y))
     has_tma = _capability(a)[0] >= 9 or not a.is_cuda  # without a GPU this is the interpreter, which knows TMA
     if tile.kernel in ("persistent", "hopper") and not (addressable and has_tma):
         tile = dataclasses.replace(tile, kernel="tile", block_m=min(tile.block_m, 128), warps=8, stages=3)
     return tile
+
+
+@functools.cache
+def _has_gluon() -> bool:
+    """Whether this triton has Gluon with Hopper's instructions; it is experimental, and its names may change."""
+    try:
+        importlib.import_module("dsv3.kernels.dense_hopper")
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def _capability(x: torch.Tensor) -> tuple[int, int]:
@@ -172,8 +184,8 @@ def _store(acc, y_ptr, parts_ptr, row, col, slot, m, n, BLOCK_M: tl.constexpr, B
 @triton.jit(do_not_specialize=["m", "full", "splits"])
 def _tile_kernel(
     a_ptr, a_s_ptr, b_ptr, b_s_ptr, y_ptr, parts_ptr, m, n, k, full, splits,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, SCALED: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+    SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One item: its rows of a times its rows of b. Rows and columns beyond an edge are loaded as zeros."""
     if OVERLAP:  # the kernel that adds the parts may be launched now; it waits until this one has finished
@@ -181,7 +193,7 @@ def _tile_kernel(
     tl.static_assert(not SCALED or (BLOCK_K == 128 and 128 % BLOCK_N == 0), "a tile lies within a scale block of b")
     n_steps = tl.cdiv(k, BLOCK_K)
     tile, first, end, slot = work(tl.program_id(0), n_steps, full, splits)
-    row, col = place(tile, m, n, BLOCK_M, BLOCK_N)
+    row, col = place(tile, m, n, BLOCK_M, BLOCK_N, GROUP)
     rows, cols, steps = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     row_inside, col_inside = rows < m, cols < n
     a_at = a_ptr + rows.to(tl.int64)[:, None] * k + steps[None, :]
@@ -215,7 +227,7 @@ def _tile_kernel(
 @triton.jit(do_not_specialize=["m"])
 def _persistent_kernel(
     a_tiles, a_s_ptr, b_tiles, b_s_ptr, y_tiles, m, n, k,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PROGRAMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """FP8 only. Program i takes the tiles i, i + PROGRAMS, ... TMA fills what lies beyond an edge with zeros, and
     leaves it out when it stores. With `flatten` the two loops become one, and the loads of the next tile are on their
@@ -223,7 +235,7 @@ def _persistent_kernel(
     n_steps = tl.cdiv(k, 128)
     tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
-        row, col = place(tile, m, n, BLOCK_M, BLOCK_N)
+        row, col = place(tile, m, n, BLOCK_M, BLOCK_N, GROUP)
         a_s_at = a_s_ptr + tl.minimum(row + tl.arange(0, BLOCK_M), m - 1) * n_steps
         b_s_at = b_s_ptr + col // 128 * n_steps
         a_s, b_s = tl.load(a_s_at), tl.load(b_s_at)
@@ -241,11 +253,12 @@ def _persistent_kernel(
 @triton.jit(do_not_specialize=["m", "full"])
 def _add_parts_kernel(
     parts_ptr, y_ptr, m, n, full,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of one tail tile, a strip of its rows at a time, from the first split to the last."""
     first_slot = tl.program_id(0) * SPLITS
-    row, col = place(full + tl.program_id(0), m, n, BLOCK_M, BLOCK_N)
+    row, col = place(full + tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP)
     rows, cols = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_N)
     inside = ((rows < BLOCK_M) & (row + rows < m))[:, None] & (col + cols < n)[None, :]
     at = parts_ptr + first_slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + rows[:, None] * BLOCK_N + cols[None, :]

@@ -16,7 +16,7 @@ split-K for small M.
     work       one whole tile   | split 0 of the first tail tile, split 1 of it, ..., split 0 of the next
 
 **The order of tiles** decides what the L2 cache can share. Tiles that run at the same time should form a compact
-patch of the output, so they are numbered down a strip of `GROUP` rows of tiles before going right.
+patch of the output, so they are numbered down a strip of `group` rows of tiles before going right.
 
 **The choice** is measured once on a GPU (benchmarks/tune_gemm.py) and committed in tiles.json; a shape that is not
 there gets a rule of thumb. Nothing is measured at run time: a first call is not slow, and a decode step can be
@@ -41,9 +41,6 @@ from dsv3.kernels.reference import ceil_div
 
 Kernel = Literal["matvec", "tile", "persistent", "hopper", "torch"]
 
-GROUP = tl.constexpr(16)
-"""Rows of tiles in a strip."""
-
 MIN_STEPS = 4
 """A split takes at least this many steps along K: below that, writing and adding its sum costs more than it saves."""
 
@@ -58,6 +55,7 @@ class Tile:
     kernel: `matvec` (one row), `tile` (pointers; any shape and GPU), `persistent` (TMA), `hopper` (TMA and specialised
     warps, in Gluon), `torch` (leave it to the library).
     block_k: the step along K; FP8 has no choice but the 128 of a scale block.
+    group: rows of tiles in a strip.
     swap: compute the transposed tile, with the weight's rows as the tensor core's rows: those come in 64s, while its
     columns may be as few as the tokens of a decode step.
     per_sm: programs that share an SM, for the cut of the tail; 0 leaves it uncut.
@@ -71,6 +69,7 @@ class Tile:
     per_sm: int = 1
     swap: bool = False
     block_k: int = 128
+    group: int = 8
 
 
 class Schedule(NamedTuple):
@@ -103,7 +102,7 @@ def _sm_count(index: int) -> int:
 
 
 @triton.jit
-def place(tile, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def place(tile, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
     """First row and column of a tile: down a strip of GROUP rows of tiles, then right."""
     tiles_m, tiles_n = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
     strip = tile // (GROUP * tiles_n)

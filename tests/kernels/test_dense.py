@@ -33,6 +33,7 @@ SWAPPED = Tile("tile", 16, 64, warps=4, stages=4, per_sm=2, swap=True)
 PLAIN = Tile("tile", 64, 128, warps=4, stages=3, per_sm=3)
 UNCUT = Tile("tile", 32, 32, warps=4, stages=3, per_sm=0)
 PERSISTENT = Tile("persistent", 64, 128, warps=4, stages=3)
+HOPPER = [Tile("hopper", 128, 128, warps=4, stages=5), Tile("hopper", 256, 128, warps=4, stages=4)]
 ONE_ROW = Tile("matvec", 1, 4, warps=4, stages=1, block_k=512)
 
 by_tile = functools.partial(
@@ -56,7 +57,7 @@ def expected(m: int, n: int, k: int) -> torch.Tensor:
     return kernels.fp8_gemm(*operands(m, n, k), torch.float32, backend="reference")
 
 
-@by_tile([SWAPPED, PLAIN, UNCUT, PERSISTENT])
+@by_tile([SWAPPED, PLAIN, UNCUT, PERSISTENT, *([] if INTERPRETED else HOPPER)])
 @pytest.mark.parametrize(
     ("m", "n", "k"),
     [
@@ -143,6 +144,14 @@ def test_views_and_leading_dimensions():
 
 
 if not INTERPRETED:
+
+    @by_tile([replace(PERSISTENT, block_m=128, warps=8), *HOPPER])
+    @pytest.mark.parametrize(("m", "n", "k"), [(4097, 576, 7168), (1000, 4096, 2048), (128, 7168, 2048)])
+    def test_large_products(tile, m, n, k):
+        """Several tiles a program, whole ones and parts; each result twice, to find a race."""
+        y = dense.fp8_gemm(*operands(m, n, k), torch.bfloat16, tile)
+        assert worst_row_error(y, kernels.fp8_gemm(*operands(m, n, k), backend="reference")) < GEMM_BF16
+        assert torch.equal(y, dense.fp8_gemm(*operands(m, n, k), torch.bfloat16, tile))
 
     @pytest.mark.parametrize("m", [1, 7, 83, 300])
     def test_products_in_a_cuda_graph(m):
