@@ -36,6 +36,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dsv3.kernels import matvec, quant, reference
+from dsv3.kernels.chain import can_overlap, follow
 from dsv3.kernels.tiles import Tile, choose, place, schedule, sm_count, work
 
 _ROWS_AT_A_TIME = 16
@@ -66,7 +67,8 @@ def fp8_linear(
 ) -> torch.Tensor:
     """As `reference.fp8_linear`: x (..., K), quantised 1x128, times w (N, K).T -> (..., N) in the type of x.
 
-    One row is quantised by the kernel that multiplies it."""
+    One row is quantised by the kernel that multiplies it, and that kernel reads w before the one in front of it has
+    ended: what writes w must lie further back, as the loading of a model does."""
     (*lead, k), n = x.shape, w.shape[0]
     if x.numel() != k or not (k and n):
         return fp8_gemm(*quant.act_quant(x, scale_fmt=scale_fmt), w, w_s, x.dtype, tile)
@@ -82,7 +84,8 @@ def fp8_linear(
 def linear(x_TD: torch.Tensor, w_FD: torch.Tensor, tile: Tile | None = None) -> torch.Tensor:
     """y_TF = x_TD @ w_FD.T in BF16 (or FP16) with FP32 sums, as `F.linear`; inference only.
 
-    Made for few tokens; where the table knows of no gain it is `F.linear`. `tile` is for tests and tuning."""
+    Made for few tokens; where the table knows of no gain it is `F.linear`. For the writer of w the same holds as in
+    `fp8_linear`. `tile` is for tests and tuning."""
     (*lead, d), f = x_TD.shape, w_FD.shape[0]
     t = x_TD.numel() // d if d else 0
     tile = tile or choose("linear", t, f, d)
@@ -113,14 +116,14 @@ def _launch_tiles(
     (m, k), n, sms = a.shape, b.shape[0], sm_count(a.device)
     full, tail, splits = plan = schedule(m, n, k, tile, sms)
     programs = min(sms * max(1, tile.per_sm), plan.items)
-    overlap = tail > 0 and _capability(a) >= (9, 0)
+    overlap = can_overlap(a)
     parts = torch.empty(tail * splits, tile.block_m, tile.block_n, dtype=torch.float32, device=a.device)
     blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "GROUP": tile.group}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    options = {"OVERLAP": overlap, "launch_pdl": overlap, "num_warps": tile.warps, "num_stages": tile.stages}
     if tile.kernel == "tile":
         _tile_kernel[(plan.items,)](
             a, a_s, b, b_s, y, parts, m, n, k, full, splits,
-            **blocks, BLOCK_K=tile.block_k, SWAP=tile.swap, SCALED=a_s is not None, OVERLAP=overlap, **options,
+            **blocks, BLOCK_K=tile.block_k, SWAP=tile.swap, SCALED=a_s is not None, **options,
         )  # fmt: skip
     elif tile.kernel == "persistent":
         a_tiles = TensorDescriptor.from_tensor(a, [tile.block_m, tile.block_k])
@@ -188,8 +191,7 @@ def _tile_kernel(
     SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One item: its rows of a times its rows of b. Rows and columns beyond an edge are loaded as zeros."""
-    if OVERLAP:  # the kernel that adds the parts may be launched now; it waits until this one has finished
-        tl.extra.cuda.gdc_launch_dependents()
+    follow(OVERLAP)
     tl.static_assert(not SCALED or (BLOCK_K == 128 and 128 % BLOCK_N == 0), "a tile lies within a scale block of b")
     n_steps = tl.cdiv(k, BLOCK_K)
     tile, first, end, slot = work(tl.program_id(0), n_steps, full, splits)
@@ -228,10 +230,12 @@ def _tile_kernel(
 def _persistent_kernel(
     a_tiles, a_s_ptr, b_tiles, b_s_ptr, y_tiles, m, n, k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """FP8 only. Program i takes the tiles i, i + PROGRAMS, ... TMA fills what lies beyond an edge with zeros, and
     leaves it out when it stores. With `flatten` the two loops become one, and the loads of the next tile are on their
     way while this one is stored; that takes as many steps for every tile, so a tail is not cut along K here."""
+    follow(OVERLAP)
     n_steps = tl.cdiv(k, 128)
     tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
@@ -262,8 +266,7 @@ def _add_parts_kernel(
     rows, cols = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_N)
     inside = ((rows < BLOCK_M) & (row + rows < m))[:, None] & (col + cols < n)[None, :]
     at = parts_ptr + first_slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + rows[:, None] * BLOCK_N + cols[None, :]
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()
+    follow(OVERLAP)
     total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(at + split * (BLOCK_M * BLOCK_N), mask=inside, other=0.0)

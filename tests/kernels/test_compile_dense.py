@@ -37,6 +37,7 @@ def test_the_tiles_of_the_models_shapes_compile(op, tile):
         absent |= {"w_s_ptr": None} if form == "plain" else {}
         signature = {**given, "x_s_ptr": "*fp32", "w_s_ptr": "*fp32", "n": "i32", "k": "i32"}
         constants = {**absent, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "FORM": form, "UE8M0": False}
+        constants["OVERLAP"] = True
         code = ptx(matvec._matvec_kernel, signature, constants, **options)
         assert ("cvt.rn.satfinite.e4m3x2.f32" in code) == (form == "quantise")
     elif tile.kernel == "tile":
@@ -52,7 +53,7 @@ def test_the_tiles_of_the_models_shapes_compile(op, tile):
         shapes["y_tiles"] = ("bf16", tile.block_m, tile.block_n)
         signature = {name: f"tensordesc<{dtype}[{m},{n}]>" for name, (dtype, m, n) in shapes.items()}
         signature |= {"a_s_ptr": scales, "b_s_ptr": scales, **SIZES}
-        code = ptx(dense._persistent_kernel, signature, {**blocks, "PROGRAMS": 132}, **options)
+        code = ptx(dense._persistent_kernel, signature, {**blocks, "PROGRAMS": 132, "OVERLAP": True}, **options)
         assert "wgmma.mma_async" in code
         assert "cp.async.bulk.tensor" in code
     else:
