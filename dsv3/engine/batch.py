@@ -14,7 +14,9 @@ def _fed(scheduled: tuple[Sequence, int]) -> int:
 class Batch:
     """A ragged batch. Sequence b feeds ``q_lens[b]`` tokens from position ``starts[b]`` on.
 
-    tokens_T: their ids, flattened. ctx: positions, pages and lengths for attention.
+    tokens: their ids, one after another. pages: each sequence's, as they were when the step began.
+    tokens_T, ctx: the same on the device, with positions and lengths for attention; made when first asked for, since a
+        recorded step brings its own.
     counts: how many of each sequence's last rows are sampled from: 0 inside a prompt, else one after its last known
         token and one after each draft.
     logit_rows: the rows of T that the head is applied to, None for all of them. Those of prompts whose
@@ -23,7 +25,10 @@ class Batch:
     prompt_rows: (sequence, first, last): computed logits first..last-1 predict the next prompt tokens of a sequence.
     """
 
-    __slots__ = ("counts", "ctx", "logit_rows", "prompt_rows", "q_lens", "sample_rows", "seqs", "starts", "tokens_T")
+    __slots__ = (
+        "_cache", "_ctx", "_tokens_T", "counts", "logit_rows", "pages", "prompt_rows", "q_lens", "sample_rows", "seqs",
+        "starts", "tokens",
+    )  # fmt: skip
 
     def __init__(self, plan: list[tuple[Sequence, int]], cache: LatentCache) -> None:
         seqs: list[Sequence] = []
@@ -47,13 +52,26 @@ class Batch:
             tokens += fed
         device = cache.storage.device
         self.seqs, self.starts, self.q_lens, self.counts = seqs, starts, q_lens, counts
-        self.tokens_T = torch.tensor(tokens, device=device)
-        self.ctx = AttnContext.build(cache, [seq.pages for seq in seqs], starts, q_lens)
+        self.tokens, self.pages, self._cache = tokens, [seq.pages[:] for seq in seqs], cache
+        self._tokens_T: Tensor | None = None
+        self._ctx: AttnContext | None = None
         self.logit_rows: Tensor | None = None
         self.sample_rows: Tensor | None = None
         self.prompt_rows: list[tuple[Sequence, int, int]] = []
         if counts != q_lens:  # in a step of pure decoding every row is sampled from
             self._choose_rows(wants_prompt, device)
+
+    @property
+    def tokens_T(self) -> Tensor:
+        if self._tokens_T is None:
+            self._tokens_T = torch.tensor(self.tokens, device=self._cache.storage.device)
+        return self._tokens_T
+
+    @property
+    def ctx(self) -> AttnContext:
+        if self._ctx is None:
+            self._ctx = AttnContext.build(self._cache, self.pages, self.starts, self.q_lens)
+        return self._ctx
 
     def _choose_rows(self, wants_prompt: bool, device: torch.device) -> None:
         logit_rows: list[int] = []

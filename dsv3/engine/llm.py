@@ -134,7 +134,8 @@ class LLM:
         weight = model.embed.weight
         pages = n_pages(limits, model.config, weight.dtype, weight.device)
         cache = LatentCache(model.config, pages, limits.page_size, dtype=weight.dtype, device=weight.device)
-        self.engine = Engine(Runner(model, cache), limits, drafter)
+        runner = Runner(model, cache, max_batch_size=limits.max_batch_size, max_seq_len=self.max_seq_len)
+        self.engine = Engine(runner, limits, drafter)
 
     @property
     def stats(self) -> EngineStats:

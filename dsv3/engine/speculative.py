@@ -66,6 +66,13 @@ class MTPDrafter:
             at += n
         if all(seq.finish_reason is not None for seq in batch.seqs):
             return
+        if self.n_drafts == 1:
+            drafts_T = self.runner.recorded_draft(batch, next_tokens)
+            if drafts_T is not None:
+                likeliest = drafts_T.tolist()
+                for seq, row in zip(ready, rows):
+                    seq.drafts = [likeliest[row]]
+                return
         device = h_TD.device
         h_TD = self.runner.draft(h_TD, torch.tensor(next_tokens, device=device), batch.ctx)
         if not ready:

@@ -32,6 +32,8 @@ __all__ = [
     "fp8_grouped_linear",
     "fp8_linear",
     "grouped_linear",
+    "has_decode_kernels",
+    "latent_attention",
     "linear",
     "moe_experts",
     "rotate_and_cache",
@@ -58,6 +60,11 @@ def triton_available() -> bool:
 def _has_fp8(device: torch.device) -> bool:
     """Whether the GPU converts and multiplies e4m3 (Ada, Hopper and later)."""
     return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def has_decode_kernels(device: torch.device) -> bool:
+    """Whether a step can be recorded there: attention over pages, without a host that knows their number."""
+    return device.type == "cuda" and triton_available() and _has_fp8(device)
 
 
 def _use_triton(x: torch.Tensor, backend: Backend | None) -> bool:
@@ -241,3 +248,23 @@ def moe_experts(
 
         return kernel.moe_experts(x_TD, routed, experts, shared, residual_TD, scale_fmt)
     return moe_reference.moe_experts(x_TD, routed, experts, shared, residual_TD, scale_fmt)
+
+
+def latent_attention(
+    q_latent_THC: torch.Tensor,
+    q_pe_THR: torch.Tensor,
+    latents_Xc: torch.Tensor,
+    page_table_BP: torch.Tensor,
+    kv_lens_B: torch.Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """MLA in its absorbed form over a paged cache -> o_THC; `reference.latent_attention` says what is what."""
+    op = reference.latent_attention
+    if _use_triton(q_latent_THC, backend):
+        from dsv3.kernels import attention
+
+        op = attention.latent_attention
+    return op(q_latent_THC, q_pe_THR, latents_Xc, page_table_BP, kv_lens_B, page_size=page_size, scale=scale)

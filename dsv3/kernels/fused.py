@@ -11,10 +11,13 @@ the attention: norm of the latent, rotation of the keys and queries (`layers.rop
 # Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
 # pyright: basic
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import torch
 import triton
 import triton.language as tl
+
+from dsv3.kernels.chain import can_overlap, follow
 
 _HEADS = 16
 """Heads whose queries one program rotates."""
@@ -28,11 +31,12 @@ def add_rms_norm(
     sum_TD, y_TD = torch.empty_like(h_TD), torch.empty_like(h_TD)
     (n, d) = h_TD.shape
     if n:
-        block = triton.next_power_of_2(d)
+        block, overlap = triton.next_power_of_2(d), can_overlap(h_TD)
         with torch.cuda.device_of(h_TD):
             _add_rms_norm_kernel[(n,)](
-                h_TD, x_TD, weight_D, sum_TD, y_TD, d, eps, BLOCK=block, num_warps=min(16, max(1, block // 512))
-            )
+                h_TD, x_TD, weight_D, sum_TD, y_TD, d, eps, BLOCK=block, OVERLAP=overlap,
+                num_warps=min(16, max(1, block // 512)), launch_pdl=overlap,
+            )  # fmt: skip
     return sum_TD, y_TD
 
 
@@ -57,19 +61,21 @@ def rotate_and_cache(
     q_pe_THR = torch.empty(n, h, r, dtype=q_THX.dtype, device=q_THX.device)
     if n:
         assert (q_THX.stride(2), kv_Tc.stride(1), latents_Xc.stride(1)) == (1, 1, 1)
-        turns_TR2 = turns_TR2.contiguous()
+        turns_TR2, overlap = turns_TR2.contiguous(), can_overlap(q_THX)
         with torch.cuda.device_of(q_THX):
             _rotate_and_cache_kernel[(n, 1 + triton.cdiv(h, _HEADS))](
                 q_THX, kv_Tc, norm_weight_C, turns_TR2, latents_Xc, slots_T, q_pe_THR,
                 h, x - r, c, eps, q_THX.stride(0), q_THX.stride(1), kv_Tc.stride(0), latents_Xc.stride(0),
                 HALF=r // 2, HEADS=_HEADS, BLOCK_C=triton.next_power_of_2(c),
-                BLOCK_HALF=triton.next_power_of_2(r // 2), num_warps=4,
+                BLOCK_HALF=triton.next_power_of_2(r // 2), OVERLAP=overlap, num_warps=4,
+                launch_pdl=overlap,
             )  # fmt: skip
     return q_pe_THR
 
 
 @triton.jit
-def _add_rms_norm_kernel(h_ptr, x_ptr, weight_ptr, sum_ptr, y_ptr, d, eps, BLOCK: tl.constexpr):
+def _add_rms_norm_kernel(h_ptr, x_ptr, weight_ptr, sum_ptr, y_ptr, d, eps, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    follow(OVERLAP)
     row = tl.program_id(0).to(tl.int64) * d
     columns = tl.arange(0, BLOCK)
     inside = columns < d
@@ -86,7 +92,7 @@ def _add_rms_norm_kernel(h_ptr, x_ptr, weight_ptr, sum_ptr, y_ptr, d, eps, BLOCK
 
 @triton.jit
 def _rotated(even, odd, turns_ptr, row, pairs, inside, HALF: tl.constexpr):
-    """Pairs times (cos, sin), as `layers.rope.rotate`."""
+    # pairs times (cos, sin), as layers.rope.rotate
     cos = tl.load(turns_ptr + row * (2 * HALF) + 2 * pairs, mask=inside, other=0.0)
     sin = tl.load(turns_ptr + row * (2 * HALF) + 2 * pairs + 1, mask=inside, other=0.0)
     return even * cos - odd * sin, even * sin + odd * cos
@@ -134,8 +140,10 @@ def _rotate_and_cache_kernel(
     q_ptr, kv_ptr, weight_ptr, turns_ptr, latents_ptr, slots_ptr, q_pe_ptr,
     h, n_nope, c, eps, q_stride_t, q_stride_h, kv_stride, latents_stride,
     HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Programs (token, 0) take the token's latent and key, programs (token, 1 + i) its i-th share of the heads."""
+    follow(OVERLAP)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if part == 0:
         _cache_latent(

@@ -124,6 +124,39 @@ def add_rms_norm(
     return sum_TD, F.rms_norm(sum_TD, weight_D.shape, weight_D, eps)
 
 
+def latent_attention(
+    q_latent_THC: torch.Tensor,
+    q_pe_THR: torch.Tensor,
+    latents_Xc: torch.Tensor,
+    page_table_BP: torch.Tensor,
+    kv_lens_B: torch.Tensor,
+    *,
+    page_size: int,
+    scale: float,
+) -> torch.Tensor:
+    """MLA in its absorbed form over a paged cache -> o_THC, in FP32 inside. T = B * S: S query tokens per sequence.
+
+    latents_Xc: one layer's cache (slots, C + R): latent, then rotated key. page_table_BP: each sequence's pages, in
+    order, whatever fills its row behind them. kv_lens_B: cached tokens of each, the queries' own included; the s-th of
+    S queries sees all but the last S - 1 - s. 0 tokens: the result is 0.
+    """
+    (T, _, C), B = q_latent_THC.shape, len(kv_lens_B)
+    S = T // B
+    o_THC = torch.zeros_like(q_latent_THC)
+    for b, kv_len in enumerate(kv_lens_B.tolist()):
+        places_L = torch.arange(kv_len, device=latents_Xc.device)
+        latents_Lc = latents_Xc[
+            page_table_BP[b, places_L // page_size].long() * page_size + places_L % page_size
+        ].float()
+        for s in range(S):
+            seen_Lc, t = latents_Lc[: max(0, kv_len - (S - 1 - s))], b * S + s
+            q_Hc = torch.cat((q_latent_THC[t], q_pe_THR[t]), dim=-1).float()
+            if len(seen_Lc):
+                probs_HL = (q_Hc @ seen_Lc.T * scale).softmax(dim=-1)
+                o_THC[t] = (probs_HL @ seen_Lc[:, :C]).to(o_THC.dtype)
+    return o_THC
+
+
 # --- scales and blocks ----------------------------------------------------------------------------------------------
 
 

@@ -69,8 +69,23 @@ class SequenceGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedQueries:
+    """A whole step of B sequences that feed S tokens each, for a kernel that reads pages where they lie.
+
+    page_table_BP and kv_lens_B are int32 tensors on the device: nothing of them is known to the host, so that a step
+    can be recorded once and replayed with other pages and lengths.
+    """
+
+    page_table_BP: Tensor
+    kv_lens_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AttnContext:
-    """All that attention needs to know of a step; the engine builds one for each step, layers only read it."""
+    """All that attention needs to know of a step; the engine builds one for each step, layers only read it.
+
+    ``groups`` say where queries look, and tensors gather it; with ``paged`` there are none, and a kernel does.
+    """
 
     cache: LatentCache
     positions_T: Tensor
@@ -78,6 +93,7 @@ class AttnContext:
     q_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
     groups: tuple[SequenceGroup, ...]
+    paged: PagedQueries | None = None
 
     @staticmethod
     def build(

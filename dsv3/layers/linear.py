@@ -10,7 +10,6 @@ columns (row parallel: each rank sees some of the inputs, and the partial sums a
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3 import kernels
@@ -29,6 +28,11 @@ def act_dtype(dtype: torch.dtype) -> torch.dtype:
 def blocks(size: int) -> int:
     """How many blocks of 128 cover ``size``; the last one may be partial."""
     return -(-size // BLOCK)
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None, scale_fmt: str | None) -> Tensor:
+    """x (..., in) -> (..., out) in the type of x, by a plain weight (out, in), or one of FP8 codes with its scales."""
+    return kernels.linear(x, weight) if scale is None else kernels.fp8_linear(x, weight, scale, scale_fmt)
 
 
 class Linear(nn.Module):
@@ -50,11 +54,7 @@ class Linear(nn.Module):
             self.scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scale is None:
-            return F.linear(x, self.weight)
-        x_q, x_s = kernels.act_quant(x.reshape(-1, self.in_features), BLOCK, self.scale_fmt)
-        y = kernels.fp8_gemm(x_q, x_s, self.weight, self.scale, out_dtype=x.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+        return linear(x, self.weight, self.scale, self.scale_fmt)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight (out_features, in_features) in ``dtype``: a view of the parameter where nothing has to change."""
@@ -95,3 +95,20 @@ class RowParallelLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tp.all_reduce(super().forward(x))
+
+
+@torch.no_grad()
+def side_by_side(first: nn.Parameter, second: nn.Parameter) -> Tensor:
+    """Move two matrices into one storage, the second's rows behind the first's, and return both.
+
+    Where they lie so already they stay. Made in inference mode it turns no parameter into an inference tensor: the
+    model may be trained later.
+    """
+    a, b = first.detach(), second.detach()
+    same_storage = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    if same_storage and b.storage_offset() == a.storage_offset() + a.numel():
+        return a.as_strided((len(a) + len(b), a.shape[1]), a.stride())
+    with torch.inference_mode(first.is_inference()):
+        joined = torch.cat((a, b))
+    first.data, second.data = joined[: len(a)], joined[len(a) :]
+    return joined

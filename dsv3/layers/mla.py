@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsv3.config import ModelConfig
+from dsv3 import kernels
+from dsv3.config import BLOCK, ModelConfig
 from dsv3.layers.basic import RMSNorm
-from dsv3.layers.cache import AttnContext, SequenceGroup
-from dsv3.layers.linear import Linear, RowParallelLinear, act_dtype, column_parallel
+from dsv3.layers.cache import AttnContext, PagedQueries, SequenceGroup
+from dsv3.layers.linear import Linear, RowParallelLinear, act_dtype, column_parallel, linear, side_by_side
 from dsv3.layers.packing import Packing
 from dsv3.layers.rope import rotate
 from dsv3.parallel.group import Parallel
@@ -65,13 +66,16 @@ class MLA(nn.Module):
         self.wkv_b = column_parallel(self.C, config.n_heads * (self.N + self.P), **options, tp=parallel.tp)
         self.wo = RowParallelLinear(config.n_heads * self.P, D, **options, tp=parallel.tp)
         self._absorbed: tuple[Tensor, Tensor] | None = None
+        self._joined: tuple[Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor, turns: Tensor, ctx: AttnContext | Packing | None = None) -> Tensor:
         """turns: rotations of the tokens' positions for ``rotate``; complex they are (S, R/2), (T, R/2) when paged."""
-        q = self.wq(x) if self.wq is not None else self.wq_b(self.q_norm(self.wq_a(x)))
-        q_nope, q_pe = q.unflatten(-1, (self.H, -1)).split((self.N, self.R), dim=-1)
+        q, kv = self._project(x)
+        if isinstance(ctx, AttnContext) and ctx.paged is not None:
+            return self.wo(self._decode(q, kv, turns, ctx, ctx.paged).flatten(-2))
+        q_nope, q_pe = q.split((self.N, self.R), dim=-1)
         q_pe = rotate(q_pe, turns.unsqueeze(1))
-        c_kv, k_pe = self.wkv_a(x).split((self.C, self.R), dim=-1)
+        c_kv, k_pe = kv.split((self.C, self.R), dim=-1)
         c_kv = self.kv_norm(c_kv)
         k_pe = rotate(k_pe, turns)
         if self.tap.listeners:
@@ -84,6 +88,37 @@ class MLA(nn.Module):
             parts = [self._attend(q_nope[g.rows], q_pe[g.rows], g, ctx) for g in ctx.groups]
             o = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.wo(o.flatten(-2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (..., D) -> queries (..., H, N+R), and latent with key (..., C+R), neither normed nor rotated."""
+        first = self.wq if self.wq is not None else self.wq_a
+        if self._joined is None:
+            q, kv = first(x), self.wkv_a(x)
+        else:
+            both = linear(x, *self._joined, first.scale_fmt)
+            q, kv = both.split((first.out_features, self.wkv_a.out_features), dim=-1)
+        if self.wq is None:
+            q = self.wq_b(self.q_norm(q))
+        return q.unflatten(-1, (self.H, -1)), kv
+
+    def _decode(self, q_THX: Tensor, kv_Tc: Tensor, turns: Tensor, ctx: AttnContext, paged: PagedQueries) -> Tensor:
+        """The absorbed form in four launches: the cache is read where it lies, and nothing waits for the host."""
+        w_uk_HNC, w_uv_HCP = self._absorbed or self.prepare()
+        latents_Xc, norm = ctx.cache.data[self.layer], self.kv_norm
+        q_pe_THR = kernels.rotate_and_cache(
+            q_THX, kv_Tc, norm.weight, norm.eps, torch.view_as_real(turns), latents_Xc, ctx.slots_T
+        )
+        q_latent_HTC = torch.bmm(q_THX[..., : self.N].transpose(0, 1), w_uk_HNC)
+        o_THC = kernels.latent_attention(
+            q_latent_HTC.transpose(0, 1),
+            q_pe_THR,
+            latents_Xc,
+            paged.page_table_BP,
+            paged.kv_lens_B,
+            page_size=ctx.cache.page_size,
+            scale=self.softmax_scale,
+        )
+        return torch.bmm(o_THC.transpose(0, 1), w_uv_HCP).transpose(0, 1)
 
     def _attend(self, q_nope: Tensor, q_pe: Tensor, group: SequenceGroup, ctx: AttnContext) -> Tensor:
         """Queries (B*S, H, .) of one group against its cached tokens -> (B*S, H, P)."""
@@ -138,15 +173,24 @@ class MLA(nn.Module):
         self._absorbed = w_uk_HNC, w_uv_HPC.transpose(1, 2)
         return self._absorbed
 
-    # What prepare() derived is thrown away wherever the weight may become another tensor, and made anew when needed.
+    def join(self) -> None:
+        """Make one product of the two that read x: their weights are moved side by side. For inference on a GPU."""
+        first, second = self.wq if self.wq is not None else self.wq_a, self.wkv_a
+        if first.scale is None or second.scale is None:
+            self._joined = side_by_side(first.weight, second.weight), None
+        elif first.out_features % BLOCK == 0:  # else a scale block would hold rows of both
+            self._joined = side_by_side(first.weight, second.weight), side_by_side(first.scale, second.scale)
+
+    # What prepare() and join() derived is thrown away wherever a weight may become another tensor, and made anew when
+    # needed.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # .to(), .cuda(), .to_empty()
-        self._absorbed = None
+        self._absorbed = self._joined = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # load_state_dict(assign=True), FP8 weights
-        self._absorbed = None
+        self._absorbed = self._joined = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:  # copy.deepcopy and pickle would copy views apart from their weight
-        return {**self.__dict__, "_absorbed": None}
+        return {**self.__dict__, "_absorbed": None, "_joined": None}

@@ -98,6 +98,30 @@ class MoE(nn.Module):
         self.tap("shared_TD", shared_TD)
         return (routed_TD + shared_TD).view_as(x)
 
+    def added_to(self, h_TD: Tensor, x_TD: Tensor) -> Tensor:
+        """h + forward(x), for inference: where kernels do all of it in a few launches, and nobody listens, they do."""
+        gate, experts, shared = self.gate, self.experts, self.shared_experts
+        listened = self.tap.listeners or gate.tap.listeners
+        whole = shared is None or shared.w2.tp.size == 1
+        if listened or not whole or x_TD.dtype != torch.bfloat16 or not kernels.has_decode_kernels(x_TD.device):
+            return h_TD + self(x_TD)
+        routed = kernels.route(
+            x_TD,
+            gate.weight,
+            gate.bias,
+            top_k=gate.top_k,
+            n_groups=gate.n_groups,
+            n_limited=gate.n_limited,
+            sigmoid=gate.sigmoid,
+            route_scale=gate.route_scale,
+        )
+        weights = kernels.ExpertWeights(experts.w13, experts.w2, experts.w13_scale, experts.w2_scale)
+        together = None
+        if shared is not None:
+            parts = shared.w1, shared.w3, shared.w2
+            together = kernels.SharedWeights(*(part.weight for part in parts), *(part.scale for part in parts))
+        return kernels.moe_experts(x_TD, routed, weights, together, h_TD, experts.scale_fmt)
+
     def routed(self, x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
         """The sum over each token's K experts: to them, through them, and back."""
         rows_MD, counts_e, record = self.dispatcher.dispatch(x_TD, weights_TK, indices_TK)

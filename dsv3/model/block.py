@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dsv3 import kernels
 from dsv3.config import ModelConfig
 from dsv3.layers.basic import MLP, RMSNorm
 from dsv3.layers.cache import AttnContext
@@ -31,8 +32,12 @@ class Block(nn.Module):
             self.ffn = MLP(config.dim, config.inter_dim, dtype=dtype, scale_fmt=config.scale_fmt, tp=parallel.tp)
 
     def forward(self, h: Tensor, turns: Tensor, ctx: AttnContext | Packing | None = None) -> Tensor:
-        h = self.attend(h, turns, ctx)
-        h = self.feed(h)
+        if isinstance(ctx, AttnContext):  # inference: the residual and the norm behind it are one operation
+            x = self.attn(self.attn_norm(h), turns, ctx)
+            h, y = kernels.add_rms_norm(h, x, self.ffn_norm.weight, self.ffn_norm.eps)
+            h = self.ffn.added_to(h, y) if isinstance(self.ffn, MoE) else h + self.ffn(y)
+        else:
+            h = self.feed(self.attend(h, turns, ctx))
         self.tap("h", h)
         return h
 

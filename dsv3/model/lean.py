@@ -23,7 +23,7 @@ from torch import Tensor
 from dsv3.layers.basic import MLP, RMSNorm
 from dsv3.layers.cache import AttnContext, SequenceGroup
 from dsv3.layers.gate import Gate
-from dsv3.layers.linear import Linear
+from dsv3.layers.linear import side_by_side
 from dsv3.layers.mla import MLA
 from dsv3.layers.moe import MoE
 from dsv3.layers.rope import rotations
@@ -265,7 +265,7 @@ def _plan(block: Block) -> _Block:
         heads=(attn.H, attn.N, attn.R),
         scale=attn.softmax_scale,
         attn_norm=_norm(block.attn_norm),
-        w_in=_side_by_side(q_in, attn.wkv_a),
+        w_in=side_by_side(q_in.weight, attn.wkv_a.weight),
         q_norm=_norm(attn.q_norm) if attn.wq is None else None,
         wq_b=attn.wq_b.weight.detach() if attn.wq is None else None,
         kv_norm=_norm(attn.kv_norm),
@@ -273,7 +273,7 @@ def _plan(block: Block) -> _Block:
         w_uv_HPC=w_uv_HCP.transpose(1, 2),
         wo=attn.wo.weight.detach(),
         ffn_norm=_norm(block.ffn_norm),
-        dense=None if dense is None else _FFN(_side_by_side(dense.w1, dense.w3), dense.w2.weight.detach()),
+        dense=None if dense is None else _FFN(side_by_side(dense.w1.weight, dense.w3.weight), dense.w2.weight.detach()),
         gate=gate,
         experts=experts,
     )
@@ -292,20 +292,3 @@ def _plan_mtp(module: MTP) -> _MTP:
 def _norm(norm: RMSNorm) -> _Norm:
     size = float(norm.weight.numel())
     return _Norm(norm.weight.detach(), torch.tensor(size**0.5), torch.tensor((size * norm.eps) ** 0.5))
-
-
-@torch.no_grad()
-def _side_by_side(first: Linear, second: Linear) -> Tensor:
-    """Move two weights into one storage, the second's rows behind the first's, and return both.
-
-    Where they lie so already, for another plan of this model, they stay. A plan that is made in inference mode turns no
-    weights into inference tensors: the model may be trained later.
-    """
-    a, b = first.weight.detach(), second.weight.detach()
-    same_storage = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-    if same_storage and b.storage_offset() == a.storage_offset() + a.numel():
-        return a.as_strided((len(a) + len(b), a.shape[1]), a.stride())
-    with torch.inference_mode(first.weight.is_inference()):
-        joined = torch.cat((a, b))
-    first.weight.data, second.weight.data = joined[: len(a)], joined[len(a) :]
-    return joined

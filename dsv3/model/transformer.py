@@ -8,7 +8,6 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3 import kernels
@@ -42,7 +41,7 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, config.dim, dtype=dtype))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.tp.all_gather(F.linear(h, self.weight).float())
+        return self.tp.all_gather(kernels.linear(h, self.weight).float())
 
 
 class Transformer(nn.Module):

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dsv3.kernels import fused, gemm, quant
+from dsv3.kernels import attention, fused, gemm, quant
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -94,7 +94,7 @@ def test_add_rms_norm_compiles(d, warps):
     pointers = dict.fromkeys(("h_ptr", "x_ptr", "weight_ptr", "sum_ptr", "y_ptr"), "*bf16")
     signature = {**pointers, "d": "i32", "eps": "fp32"}
     block = triton.next_power_of_2(d)
-    assert "rsqrt" in ptx(fused._add_rms_norm_kernel, signature, {"BLOCK": block}, num_warps=warps)
+    assert "rsqrt" in ptx(fused._add_rms_norm_kernel, signature, {"BLOCK": block, "OVERLAP": True}, num_warps=warps)
 
 
 @pytest.mark.parametrize("slots", ["i32", "i64"])
@@ -106,5 +106,23 @@ def test_rotate_and_cache_compiles(slots):
         "slots_ptr": f"*{slots}",
         "eps": "fp32",
     }
-    constants = {"HALF": 32, "HEADS": 16, "BLOCK_C": 512, "BLOCK_HALF": 32}
+    constants = {"HALF": 32, "HEADS": 16, "BLOCK_C": 512, "BLOCK_HALF": 32, "OVERLAP": True}
     assert "st.global" in ptx(fused._rotate_and_cache_kernel, signature, constants, num_warps=4)
+
+
+@pytest.mark.parametrize("B", [1, 64])
+@pytest.mark.parametrize("heads", [16, 32, 128])
+def test_attention_compiles(B, heads):
+    shape = attention.choose_shape(B, heads, 4096, 132)
+    integers = ("S", "T", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "latents_stride", "table_stride")
+    signature = {
+        **dict.fromkeys(("q_ptr", "q_pe_ptr", "latents_ptr", "o_ptr"), "*bf16"),
+        **dict.fromkeys(("table_ptr", "lens_ptr"), "*i32"),
+        **dict.fromkeys(("parts_ptr", "sums_ptr"), "*fp32" if shape.splits > 1 else "*bf16"),
+        **dict.fromkeys(integers, "i32"),
+        "scale": "fp32",
+    }
+    sizes = {"H": heads, "C": 512, "R": 64, "PAGE": 64, "SPLITS": shape.splits, "BLOCK_C": 512, "BLOCK_R": 64}
+    constants = {**sizes, "BLOCK_X": shape.block_x, "BLOCK_L": shape.block_l, "OVERLAP": True}
+    options = {"num_warps": shape.warps, "num_stages": shape.stages}
+    assert_uses_the_tensor_cores(ptx(attention._attend_kernel, signature, constants, **options), shape.block_x)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     "test_triton.py",
     "test_dense.py",
+    "test_attention.py",
     "test_fused.py",
     "test_router.py",
     "test_experts.py",

@@ -71,6 +71,13 @@ MOE_FP8 = 2e-2
 """The same with e4m3 weights on a GPU: sums that differ by GEMM_TENSOR_CORE send a few per cent of h to the
 neighbouring code, 2^-4 away."""
 
+ATTENTION_FP32 = 2e-6
+"""Attention in FP32: the running softmax in base 2, split and summed in another order."""
+
+ATTENTION_BF16 = 2.0**-7
+"""The same with a BF16 cache against FP32 inside: the softmax weights are rounded to BF16 for the tensor cores (2^-9
+each, independent), and so is the result."""
+
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """|got - expected| / |expected|; 0 when they are equal, infinite where `got` has NaN or infinity."""

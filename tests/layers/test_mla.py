@@ -303,3 +303,22 @@ def test_two_ranks_sum_to_the_whole(small_config: SmallConfig, name: str) -> Non
 def test_heads_that_do_not_divide(small_config: SmallConfig) -> None:
     with pytest.raises(ConfigError, match="n_heads = 4 does not divide by 3 ranks"):
         MLA(small_config("v3"), 0, dtype=torch.float32, parallel=Parallel(tp=Group(0, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FP8])
+@pytest.mark.parametrize("q_lora_rank", [0, 128])
+def test_joined_projections_are_the_two_products(
+    small_config: SmallConfig, dtype: torch.dtype, q_lora_rank: int
+) -> None:
+    config = small_config("v3", q_lora_rank=q_lora_rank)
+    mla = make_mla(config, dtype)
+    x_BSD = torch.randn(2, 5, config.dim, dtype=mla.kv_norm.weight.dtype)
+    expected = full(mla, config, x_BSD)
+    names = {name: parameter.clone() for name, parameter in mla.state_dict().items()}
+    mla.join()
+    joined = mla._joined is not None
+    assert joined == (dtype != FP8 or (mla.wq or mla.wq_a).out_features % 128 == 0)
+    assert torch.equal(full(mla, config, x_BSD), expected)
+    for name, parameter in mla.state_dict().items():
+        assert torch.equal(parameter, names[name])
+    assert mla.to("cpu")._joined is None
