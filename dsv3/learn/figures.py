@@ -1,5 +1,6 @@
 """Figures in a notebook: a picture, and under it the line that says what it shows."""
 
+from dsv3.learn.prose import verbatim
 from dsv3.viz import Figure
 from dsv3.viz.labels import tr
 from dsv3.viz.theme import png
@@ -13,4 +14,4 @@ def show(figure: Figure, description: str) -> None:
     from IPython.display import Image, Markdown, display
 
     display(Image(png(figure, description=description), alt=description))
-    display(Markdown(f"**{tr('Figure.')}** {description}"))
+    display(Markdown(f"**{tr('Figure.')}** {verbatim(description)}"))

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 _FENCE = re.compile(r"^ {0,3}(?P<mark>`{3,}|~{3,}).*?^ {0,3}(?P=mark)[`~]*[ \t]*$", re.M | re.S)
@@ -110,3 +111,8 @@ def differences(source: str, translation: str) -> Iterator[str]:
 
 def _listed(parts: Counter[str], how: str) -> str:
     return f"{how} {', '.join(sorted(parts.elements()))}; " if parts else ""
+
+
+def verbatim(text: str) -> str:
+    """Markdown that shows ``text`` as it is: a token such as <s> would strike through all that follows it."""
+    return re.sub(r"([\\`*~$])", r"\\\1", escape(text, quote=False))

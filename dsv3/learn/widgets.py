@@ -22,6 +22,7 @@ import torch
 
 from dsv3.errors import Dsv3Error, RequestError
 from dsv3.expert_load import LayerLoad, loads_from_records
+from dsv3.learn.prose import verbatim
 from dsv3.probe import capture
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _show(picture: bytes, description: str) -> None:
     display = _need("IPython.display")
     display.display(display.Image(picture, alt=description or None))
     if description:
-        display.display(display.Markdown(description))
+        display.display(display.Markdown(verbatim(description)))
 
 
 class _Picture:

@@ -60,8 +60,8 @@ def describe_language_shares(blocks: Shares) -> str:
     parts: list[str] = []
     for name, by_language in blocks.items():
         table_LE = np.array(list(by_language.values()))
-        owned = ", ".join(f"{int((row_E > 0.5).sum())} {language}" for language, row_E in zip(by_language, table_LE))
-        parts.append(f"{name}: {owned}")
+        owned = (f"{int((row_E > 0.5).sum())} {language}" for language, row_E in zip(by_language, table_LE))
+        parts.append(tr("{name}: {parts}", name=name, parts=tr(", ").join(owned)))
     return tr(
         "Bars of the languages' parts of each expert's work, block by block. Experts of which one language has more "
         "than half: {blocks}.",

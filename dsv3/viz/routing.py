@@ -51,7 +51,8 @@ def draw_expert_load(groups: Mapping[str, Sequence[LayerLoad]]) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
     axes[-1].set_xlabel(tr("expert ({busiest} busiest, {idlest} idlest of its layer)", busiest=BUSIEST, idlest=IDLEST))
     assert image is not None
-    upper = [tick for tick in MaxNLocator(nbins=5).tick_values(1.0, top) if 1.0 < tick <= top]
+    near = 1.0 + 0.15 * (top - 1.0)  # a number so near the one at 1 would run into it
+    upper = [tick for tick in MaxNLocator(nbins=5).tick_values(1.0, top) if near < tick <= top]
     bar = figure.colorbar(image, ax=axes, pad=0.02, ticks=[0.0, 0.5, 1.0, *upper])
     bar.set_label(tr("load (multiples of the uniform load; 1 = fair share)"))
     return figure

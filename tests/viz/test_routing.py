@@ -1,6 +1,7 @@
 """Figures are checked on what they hold: data, colours' centre, labels, sizes of text."""
 
 import io
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -124,3 +125,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
         viz.save(figure, path)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["load.png"]
+
+
+@pytest.mark.parametrize("busiest", [2, 7, 15, 30, 46])
+def test_the_numbers_beside_the_colours_do_not_run_into_one_another(busiest: int) -> None:
+    load = LayerLoad("layer 1", torch.tensor([busiest, *[2] * 30]))
+    figure = viz.draw_expert_load({"one": [load] * 4})
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[-1].get_yticklabels() if label.get_text()]
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) >= 4
+    assert all(low.y1 <= high.y0 for low, high in pairwise(boxes))
