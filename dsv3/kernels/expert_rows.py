@@ -5,8 +5,9 @@ and takes those of rank 0 to BLOCK_M - 1 as its rows, then the next BLOCK_M if t
 chose costs one short load. Nothing is sorted, and the number of programs does not depend on who goes where.
 
 **By order.** With thousands of tokens most of a row is zero, and several programs should share an expert. So the pairs
-(t, k) are sorted by expert, and each expert's run of them is cut into tiles of BLOCK_M. How many tiles there are is
-known on the device only: there are programs for as many as could be needed at worst, and the surplus finds no rows.
+(t, k) are sorted by expert (in two small launches: count, then every expert writes its own stretch), and each expert's
+stretch is cut into tiles of BLOCK_M. How many tiles there are is known on the device only: there are programs for as
+many as could be needed at worst, and the surplus finds no rows.
 
 Either way a row is addressed by its pair t * K + k, wherever it is read or written: the K results of a token stand in K
 consecutive rows, and nothing is moved to stand beside its neighbours.
@@ -21,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dsv3.kernels.chain import can_overlap, follow
 from dsv3.kernels.moe_reference import Routed
 
 BY_PLACE = 256
@@ -39,19 +41,67 @@ def where_rows(routed: Routed, n_experts: int, block_m: int, by_place: bool) -> 
 
 
 def sorted_tiles(routed: Routed, block_m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """order_M: the pairs sorted by expert. tiles_X3: expert, first row and end row of every tile of at most block_m
-    rows; as many tiles as could be needed at worst, the unneeded with end = first."""
-    E, T = routed.places_ET.shape
-    K = routed.indices_TK.shape[1]
-    order_M = routed.indices_TK.flatten().argsort(stable=True).int()
-    counts_E = (routed.places_ET > 0).sum(1)
-    row_ends_E, tile_ends_E = counts_E.cumsum(0), ((counts_E + block_m - 1) // block_m).cumsum(0)
-    tile_X = torch.arange(T * K // block_m + min(E, T * K), device=order_M.device)
-    expert_X = torch.searchsorted(tile_ends_E, tile_X, right=True).clamp_max(E - 1)
-    in_expert_X = tile_X - tile_ends_E[expert_X] + (counts_E[expert_X] + block_m - 1) // block_m
-    end_X = row_ends_E[expert_X]
-    first_X = torch.minimum(end_X - counts_E[expert_X] + in_expert_X * block_m, end_X)
-    return order_M, torch.stack([expert_X, first_X, torch.minimum(first_X + block_m, end_X)], dim=1).int()
+    """order_M: the pairs sorted by expert, and those of an expert by token. tiles_X3: expert, first row and end row of
+    every tile of at most block_m rows; as many as could be needed at worst, the unneeded with end = first."""
+    places_ET = routed.places_ET.contiguous()
+    (E, T), K = places_ET.shape, routed.indices_TK.shape[1]
+    n_tiles = T * K // block_m + min(E, T * K)  # each expert with rows wastes less than one tile
+    counts_E, order_M, tiles_X3 = (
+        torch.empty(shape, dtype=torch.int32, device=places_ET.device) for shape in (E, T * K, (n_tiles, 3))
+    )
+    overlap = can_overlap(places_ET)
+    flags = {"CHUNK": min(1024, triton.next_power_of_2(T)), "OVERLAP": overlap, "launch_pdl": overlap}
+    with torch.cuda.device_of(places_ET):
+        _count_kernel[(E,)](places_ET, counts_E, T, **flags)
+        _sort_kernel[(E + 1,)](
+            places_ET, counts_E, order_M, tiles_X3, T, K, E, n_tiles,
+            E_POW2=triton.next_power_of_2(E), BLOCK_M=block_m, **flags,
+        )  # fmt: skip
+    return order_M, tiles_X3
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def _count_kernel(places_ptr, counts_ptr, n_tokens, CHUNK: tl.constexpr, OVERLAP: tl.constexpr):
+    """How many tokens chose each expert."""
+    follow(OVERLAP)
+    places_ptr += tl.program_id(0).to(tl.int64) * n_tokens
+    counts = tl.zeros((CHUNK,), dtype=tl.int32)
+    for start in range(0, n_tokens, CHUNK):
+        tokens = start + tl.arange(0, CHUNK)
+        counts += (tl.load(places_ptr + tokens, mask=tokens < n_tokens, other=0) > 0).to(tl.int32)
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(counts, axis=0))
+
+
+@triton.jit(do_not_specialize=["n_tokens", "top_k", "n_tiles"])
+def _sort_kernel(
+    places_ptr, counts_ptr, order_ptr, tiles_ptr, n_tokens, top_k, n_experts, n_tiles,
+    E_POW2: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One expert's tiles and its stretch of the order; the program behind the last expert blanks the surplus tiles."""
+    follow(OVERLAP)
+    expert = tl.program_id(0)
+    experts = tl.arange(0, E_POW2)
+    counts = tl.load(counts_ptr + experts, mask=experts < n_experts, other=0)
+    first = tl.sum(tl.where(experts < expert, counts, 0), axis=0)
+    first_tile = tl.sum(tl.where(experts < expert, tl.cdiv(counts, BLOCK_M), 0), axis=0)
+    end = first + tl.sum(tl.where(experts == expert, counts, 0), axis=0)
+    end_tile = tl.where(expert < n_experts, first_tile + tl.cdiv(end - first, BLOCK_M), n_tiles)
+    for start in range(first_tile, end_tile, 128):
+        tiles = start + tl.arange(0, 128)
+        rows = first + (tiles - first_tile) * BLOCK_M
+        to = tiles_ptr + tiles * 3
+        tl.store(to, tl.minimum(expert, n_experts - 1) + tl.zeros_like(tiles), mask=tiles < end_tile)
+        tl.store(to + 1, tl.minimum(rows, end), mask=tiles < end_tile)
+        tl.store(to + 2, tl.minimum(rows + BLOCK_M, end), mask=tiles < end_tile)
+    if expert < n_experts:
+        places_ptr += expert.to(tl.int64) * n_tokens
+        for start in range(0, n_tokens, CHUNK):
+            tokens = start + tl.arange(0, CHUNK)
+            places = tl.load(places_ptr + tokens, mask=tokens < n_tokens, other=0).to(tl.int32)
+            chosen = (places > 0).to(tl.int32)
+            rows = first + tl.cumsum(chosen, axis=0) - 1
+            tl.store(order_ptr + rows, tokens * top_k + places - 1, mask=places > 0)
+            first += tl.sum(chosen, axis=0)
 
 
 @triton.jit

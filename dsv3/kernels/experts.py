@@ -24,6 +24,7 @@ beside 16 KB of codes. With many rows that is done once, by `act_quant`. The pro
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportOptionalMemberAccess=false
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,13 +57,16 @@ def choose_tiles(n_tokens: int, top_k: int, n_experts: int, dtype: torch.dtype) 
     """Tiles of launch 1 and launch 2 for weights of `dtype`, by the mean number of rows of an expert."""
     if dtype == torch.float32:  # for tests and small models: no tensor cores, and twice the shared memory
         return Tile(16, 32, 32, 4, 2), Tile(16, 32, 32, 4, 2)
-    rows, fp8 = n_tokens * top_k / n_experts, dtype == E4M3
+    fp8 = dtype == E4M3
     if n_tokens > BY_PLACE:
-        return (Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 3)) if fp8 else (
-            Tile(128, 64, 64, 8, 4), Tile(128, 128, 64, 8, 4))  # fmt: skip
-    block_m = 16 if rows <= 8 else 32 if rows <= 16 else 64
-    if fp8:
-        return Tile(block_m, 32, 128, 4, 4), Tile(block_m, 64, 128, 4, 4)
+        if fp8:
+            return Tile(128, 64, 128, 8, 4), Tile(128, 128, 128, 8, 4)
+        return Tile(128, 64, 64, 8, 4), Tile(128, 128, 64, 8, 4)
+    rows = n_tokens * top_k / n_experts
+    most = rows + 1.5 * math.sqrt(rows)  # with tokens spread at random, few experts have more; they take two rounds
+    block_m = 16 if most <= 16 else 32 if most <= 32 else 64
+    if fp8:  # swapped, as codes are multiplied as such by the warp-group instruction only
+        return Tile(block_m, 64, 128, 4, 3, swap=True), Tile(block_m, 64, 128, 4, 4, swap=True)
     return Tile(block_m, 32, 128, 4, 4), Tile(block_m, 64, 128, 4, 4)
 
 

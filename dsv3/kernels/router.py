@@ -75,7 +75,8 @@ def route(
             logits_XTE, bias_E, weights_TK, indices_TK, places_ET, T, E, n_slices, float(route_scale),
             TOP_K=top_k, GROUPS=n_groups, LIMITED=n_limited, SIGMOID=sigmoid,
             GROUPS_POW2=triton.next_power_of_2(n_groups), IN_GROUP_POW2=triton.next_power_of_2(E // n_groups),
-            SLICES_POW2=triton.next_power_of_2(n_slices), OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+            SLICES_POW2=triton.next_power_of_2(n_slices), OVERLAP=overlap, num_warps=1 if E <= 128 else 2,
+            launch_pdl=overlap,
         )  # fmt: skip
     return Routed(weights_TK, indices_TK, places_ET)
 
