@@ -22,12 +22,13 @@ class Batch:
     logit_rows: the rows of T that the head is applied to, None for all of them. Those of prompts whose
         log-probabilities were asked for come on top of the sampled ones.
     sample_rows: which of the computed logits are sampled from, None for all of them.
+    likeliest_M: each row's likeliest token, where the step that ran has found it already.
     prompt_rows: (sequence, first, last): computed logits first..last-1 predict the next prompt tokens of a sequence.
     """
 
     __slots__ = (
-        "_cache", "_ctx", "_tokens_T", "counts", "logit_rows", "pages", "prompt_rows", "q_lens", "sample_rows", "seqs",
-        "starts", "tokens",
+        "_cache", "_ctx", "_tokens_T", "counts", "likeliest_M", "logit_rows", "pages", "prompt_rows", "q_lens",
+        "sample_rows", "seqs", "starts", "tokens",
     )  # fmt: skip
 
     def __init__(self, plan: list[tuple[Sequence, int]], cache: LatentCache) -> None:
@@ -57,6 +58,7 @@ class Batch:
         self._ctx: AttnContext | None = None
         self.logit_rows: Tensor | None = None
         self.sample_rows: Tensor | None = None
+        self.likeliest_M: Tensor | None = None
         self.prompt_rows: list[tuple[Sequence, int, int]] = []
         if counts != q_lens:  # in a step of pure decoding every row is sampled from
             self._choose_rows(wants_prompt, device)

@@ -113,7 +113,7 @@ class Engine:
         h_TD, logits_MV = self.runner.run(batch)
         if batch.prompt_rows:
             logits_MV = self._score_prompts(batch, logits_MV)
-        sampled = sample(logits_MV, batch.seqs, batch.counts) if len(logits_MV) else []
+        sampled = sample(logits_MV, batch.seqs, batch.counts, batch.likeliest_M) if len(logits_MV) else []
         n_new, finished = self._update(batch, logits_MV, sampled)
         if self.drafter is not None:
             self.drafter.draft(batch, h_TD)

@@ -94,16 +94,19 @@ class _Recorded:
         with torch.cuda.graph(self.graph, pool=pool):
             self.outputs = self._step()
 
-    def _step(self) -> tuple[Tensor, Tensor]:
+    def _step(self) -> tuple[Tensor, Tensor, Tensor]:
         h_TD = self.model.hidden(self.inputs.tokens_T, self.ctx)
-        return h_TD, self.model.logits(h_TD)
+        logits_TV = self.model.logits(h_TD)
+        return h_TD, logits_TV, logits_TV.argmax(-1)
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.inputs.fill(batch, self.page_size)
         assert self.graph is not None
         self.graph.replay()
-        h_TD, logits_TV = self.outputs
-        return h_TD[: len(batch.tokens)], logits_TV[: len(batch.tokens)]
+        n = len(batch.tokens)
+        h_TD, logits_TV, likeliest_T = self.outputs
+        batch.likeliest_M = likeliest_T[:n]
+        return h_TD[:n], logits_TV[:n]
 
     def draft(self, next_tokens: list[int], pool: Any) -> Tensor:
         """The MTP module over the positions of the step just replayed: the likeliest token behind each of them."""

@@ -20,14 +20,17 @@ CANDIDATES = 256
 """Likeliest tokens that top-p sorts at first. Nearly always enough, and far cheaper than sorting the vocabulary."""
 
 
-def sample(logits_MV: Tensor, seqs: Seq[Sequence], counts: Seq[int]) -> list[int]:
-    """One token per row. Sequence b owns the next ``counts[b]`` rows; its row j stands after its first j drafts."""
+def sample(logits_MV: Tensor, seqs: Seq[Sequence], counts: Seq[int], likeliest_M: Tensor | None = None) -> list[int]:
+    """One token per row. Sequence b owns the next ``counts[b]`` rows; its row j stands after its first j drafts.
+
+    likeliest_M: each row's largest logit, where it is known.
+    """
     greedy = True
     for seq in seqs:
         if not seq.params.greedy:
             greedy = False
     if greedy:
-        return logits_MV.argmax(-1).tolist()
+        return (logits_MV.argmax(-1) if likeliest_M is None else likeliest_M).tolist()
     owners = [(seq, j) for seq, count in zip(seqs, counts) for j in range(count)]
     logits_MV = _penalise(logits_MV, owners)
     random_rows = [row for row, (seq, _) in enumerate(owners) if seq.params.temperature > 0]

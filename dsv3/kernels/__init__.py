@@ -36,6 +36,7 @@ __all__ = [
     "latent_attention",
     "linear",
     "moe_experts",
+    "rms_norm",
     "rotate_and_cache",
     "route",
     "triton_available",
@@ -174,6 +175,15 @@ def fp8_grouped_linear(
 
         return gemm.fp8_grouped_linear(x_MD, w_EFD, s_Efd, counts_E, scale_fmt, out_dtype)
     return grouped_gemm.fp8_grouped_linear(x_MD, w_EFD, s_Efd, counts_E, scale_fmt, out_dtype)
+
+
+def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float, *, backend: Backend | None = None) -> torch.Tensor:
+    """x / sqrt(mean of its squares + eps) * weight for rows x (T, D); FP32 inside. Inference only on CUDA."""
+    if _use_triton(x_TD, backend):
+        from dsv3.kernels import fused
+
+        return fused.rms_norm(x_TD, weight_D, eps)
+    return F.rms_norm(x_TD, weight_D.shape, weight_D, eps)
 
 
 def add_rms_norm(

@@ -11,10 +11,16 @@ BLOCK_L cached tokens. The latents of a tile serve twice, as keys and as values,
 
 The softmax is the running one: a larger maximum rescales what was summed before.
 
+**Bytes on their way.** At 3 TB/s, each of 132 multiprocessors has to receive 23 bytes per nanosecond, about a
+microsecond after it asked: some 30 KB must be on their way at any time. Either a program orders tiles ahead (STAGES),
+or it owns one buffer and a neighbour on the same multiprocessor computes while it waits (RESIDENT programs). Where a
+tile lies is looked up one tile earlier still, or its order would wait for the page table.
+
 **Splits.** One sequence alone would keep one program busy and 131 multiprocessors idle. So the context is cut into
 splits, each attended by a program of its own, and a second kernel adds their results up, weighted by the logarithm of
 their softmax sums. How many there are follows from shapes alone, so that a recorded step serves all lengths; which
-tokens a split takes follows from `kv_lens_B`, which only the device knows. Splits without tokens leave at once.
+tokens a split takes follows from its sequence's `kv_lens_B`, which only the device knows. A result does not depend on
+the other sequences. Splits without tokens leave at once.
 
 Slots behind a sequence's end are never read: they may hold anything, and 0 times NaN is NaN.
 """
@@ -24,7 +30,6 @@ Slots behind a sequence's end are never read: they may hold anything, and 0 time
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -32,9 +37,16 @@ import triton
 import triton.language as tl
 
 from dsv3.kernels.chain import can_overlap, follow
+from dsv3.kernels.reference import ceil_div
+from dsv3.kernels.tiles import sm_count
 
-_LOG2E = 1.4426950408889634
-_MAX_SPLITS = 32
+LOG2E = 1.4426950408889634
+"""exp(x) = 2^(x log2 e): the softmax is taken in base 2, for which there is an instruction."""
+
+MAX_SPLITS = 64
+
+_COLUMNS = 128
+"""Of the latent, for one program that adds splits."""
 
 
 class Shape(NamedTuple):
@@ -47,22 +59,20 @@ class Shape(NamedTuple):
     stages: int
 
 
-def choose_shape(B: int, rows: int, context: int, multiprocessors: int) -> Shape:
+def choose_shape(B: int, rows: int, context: int, sms: int) -> Shape:
     """From static sizes: B sequences with `rows` query rows each (S * H), and the longest `context` possible."""
     if rows <= 16:
-        block_x, block_l, warps, stages, resident = 16, 64, 4, 2, 1
+        block_x, block_l, warps, stages, resident = 16, 64, 8, 2, 2
     elif rows <= 32:
-        block_x, block_l, warps, stages, resident = 32, 64, 4, 2, 1
+        block_x, block_l, warps, stages, resident = 32, 64, 8, 2, 1
     else:
         block_x, block_l, warps, stages, resident = 64, 64, 8, 2, 1
-    programs = B * triton.cdiv(rows, block_x)
-    splits = max(1, min(resident * multiprocessors // programs, triton.cdiv(context, block_l), _MAX_SPLITS))
-    return Shape(block_x, block_l, splits, warps, stages)
+    return Shape(block_x, block_l, count_splits(B, rows, context, block_x, block_l, resident * sms), warps, stages)
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+def count_splits(B: int, rows: int, context: int, block_x: int, block_l: int, programs: int) -> int:
+    """As many as `programs` run at a time, if each has a tile."""
+    return max(1, min(programs // (B * ceil_div(rows, block_x)), ceil_div(context, block_l), MAX_SPLITS))
 
 
 def latent_attention(
@@ -76,40 +86,67 @@ def latent_attention(
     scale: float,
     shape: Shape | None = None,
 ) -> torch.Tensor:
-    """As `reference.latent_attention`; `shape` overrides `choose_shape`, for the tuner."""
+    """As `reference.latent_attention`; `shape` overrides `choose_shape`, for the tuner.
+
+    The result is a view of (H, T, C), as the product that follows wants it.
+    """
     (T, H, C), R, (B, P) = q_latent_THC.shape, q_pe_THR.shape[2], page_table_BP.shape
-    o_HTC = torch.empty(H, T, C, dtype=q_latent_THC.dtype, device=q_latent_THC.device)
-    o_THC = o_HTC.transpose(0, 1)
+    device = q_latent_THC.device
+    o_HTC = torch.empty(H, T, C, dtype=q_latent_THC.dtype, device=device)
     if T == 0:
-        return o_THC
+        return o_HTC.transpose(0, 1)
     S = T // B
-    if shape is None:
-        shape = choose_shape(B, S * H, P * page_size, _multiprocessors(o_HTC.device))
-    block_x, block_l, splits, warps, stages = shape
-    whole = splits == 1
-    parts = o_HTC if whole else torch.empty(splits, T * H, C, dtype=torch.float32, device=o_HTC.device)
-    sums = o_HTC if whole else torch.empty(splits, T * H, dtype=torch.float32, device=o_HTC.device)
+    block_x, block_l, splits, warps, stages = shape or choose_shape(B, S * H, P * page_size, sm_count(device))
+    parts, sums = split_buffers(o_HTC, splits)
     overlap = can_overlap(o_HTC)
-    block_c = max(16, triton.next_power_of_2(C))
     with torch.cuda.device_of(o_HTC):
-        _attend_kernel[(triton.cdiv(S * H, block_x), splits, B)](
+        _attend_kernel[(ceil_div(S * H, block_x), splits, B)](
             q_latent_THC, q_pe_THR, latents_Xc, page_table_BP, kv_lens_B, o_HTC, parts, sums,
-            scale * _LOG2E, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0),
+            scale * LOG2E, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0),
             q_pe_THR.stride(1), latents_Xc.stride(0), page_table_BP.stride(0),
-            H=H, C=C, R=R, PAGE=page_size, SPLITS=splits, BLOCK_X=block_x, BLOCK_L=block_l, BLOCK_C=block_c,
-            BLOCK_R=max(16, triton.next_power_of_2(R)), OVERLAP=overlap, num_warps=warps, num_stages=stages,
-            launch_pdl=overlap,
+            H=H, C=C, R=R, PAGE=page_size, SPLITS=splits, BLOCK_X=block_x, BLOCK_L=block_l, BLOCK_C=_power(C),
+            BLOCK_R=_power(R), OVERLAP=overlap, num_warps=warps, num_stages=stages, launch_pdl=overlap,
         )  # fmt: skip
-        if not whole:
-            _add_splits_kernel[(T * H,)](
-                parts, sums, o_HTC, T, T * H, H=H, C=C, SPLITS=splits,
-                BLOCK_S=triton.next_power_of_2(splits), BLOCK_C=block_c, OVERLAP=overlap, num_warps=4,
-                launch_pdl=overlap,
-            )  # fmt: skip
-    return o_THC
+        add_splits(parts, sums, o_HTC, splits)
+    return o_HTC.transpose(0, 1)
+
+
+def split_buffers(o_HTC: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each split sums up, and the logarithm (base 2) of its softmax sum; rows are (token, head)."""
+    if splits == 1:
+        return o_HTC, o_HTC  # not used
+    (H, T, C), device = o_HTC.shape, o_HTC.device
+    parts_ZXC = torch.empty(splits, T * H, C, dtype=torch.float32, device=device)
+    return parts_ZXC, torch.empty(splits, T * H, dtype=torch.float32, device=device)
+
+
+def add_splits(parts_ZXC: torch.Tensor, sums_ZX: torch.Tensor, o_HTC: torch.Tensor, splits: int) -> None:
+    if splits == 1:
+        return
+    H, T, C = o_HTC.shape
+    overlap = can_overlap(o_HTC)
+    _add_splits_kernel[(T * H, ceil_div(C, _COLUMNS))](
+        parts_ZXC, sums_ZX, o_HTC, T, T * H, H=H, C=C, SPLITS=splits, BLOCK_Z=triton.next_power_of_2(splits),
+        BLOCK_C=_COLUMNS, OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+
+
+def _power(size: int) -> int:
+    """The width of a tile that holds `size` columns: what the tensor cores take is a power of two, and at least 16."""
+    return max(16, triton.next_power_of_2(size))
 
 
 @triton.jit
+def _page_of(table_at, tile, last, kv_len, PAGE: tl.constexpr, BLOCK_L: tl.constexpr):
+    """The page of each of the tile's tokens; one number where all lie in the same."""
+    if PAGE % BLOCK_L == 0:
+        return tl.load(table_at + tile * BLOCK_L // PAGE, mask=tile < last, other=0)
+    else:
+        place = tile * BLOCK_L + tl.arange(0, BLOCK_L)
+        return tl.load(table_at + place // PAGE, mask=(place < kv_len) & (tile < last), other=0)
+
+
+@triton.jit(do_not_specialize=["S", "T", "table_stride"])
 def _attend_kernel(
     q_ptr, q_pe_ptr, latents_ptr, table_ptr, lens_ptr, o_ptr, parts_ptr, sums_ptr,
     scale, S, T, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, latents_stride, table_stride,
@@ -123,7 +160,7 @@ def _attend_kernel(
     real = rows < S * H
     s, head = rows // H, rows % H
     token = (b * S + s).to(tl.int64)
-    kv_len = tl.load(lens_ptr + b)
+    kv_len = tl.load(lens_ptr + b).to(tl.int32)
     sees = kv_len - (S - 1 - s)  # each query sees itself and what is before it
 
     tiles = tl.cdiv(kv_len, BLOCK_L)
@@ -139,16 +176,21 @@ def _attend_kernel(
     best = tl.full([BLOCK_X], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_X], tl.float32)
     acc = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
+    table_at = table_ptr + b.to(tl.int64) * table_stride
+    page = _page_of(table_at, first, last, kv_len, PAGE, BLOCK_L)
     for tile in range(first, last):
         place = tile * BLOCK_L + tl.arange(0, BLOCK_L)
-        inside = place < kv_len
-        if PAGE % BLOCK_L == 0:  # the whole tile lies in one page
-            page = tl.load(table_ptr + b * table_stride + tile * BLOCK_L // PAGE)
+        inside = (place < kv_len)[:, None]
+        start = page.to(tl.int64) * PAGE
+        if PAGE % BLOCK_L == 0:  # one number, plus what is the same for all tiles
+            start = (start + tile * BLOCK_L % PAGE) * latents_stride
+            at = latents_ptr + start + (tl.arange(0, BLOCK_L) * latents_stride)[:, None]
         else:
-            page = tl.load(table_ptr + b * table_stride + place // PAGE, mask=inside, other=0)
-        at = latents_ptr + (page.to(tl.int64) * PAGE + place % PAGE) * latents_stride
-        latent = tl.load(at[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
-        k_pe = tl.load(at[:, None] + C + r[None, :], mask=inside[:, None] & (r < R)[None, :], other=0.0)
+            at = latents_ptr + ((start + place % PAGE) * latents_stride)[:, None]
+        latent = tl.load(at + c[None, :], mask=inside & (c < C)[None, :], other=0.0)
+        k_pe = tl.load(at + C + r[None, :], mask=inside & (r < R)[None, :], other=0.0)
+        page = _page_of(table_at, tile + 1, last, kv_len, PAGE, BLOCK_L)
+
         scores = tl.dot(q_pe, tl.trans(k_pe))
         scores = tl.dot(q, tl.trans(latent), scores) * scale
         scores = tl.where(place[None, :] < sees[:, None], scores, float("-inf"))
@@ -172,27 +214,24 @@ def _attend_kernel(
         tl.store(sums_ptr + row, log_sum, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _add_splits_kernel(
     parts_ptr, sums_ptr, o_ptr, T, rows,
-    H: tl.constexpr, C: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    H: tl.constexpr, C: tl.constexpr, SPLITS: tl.constexpr, BLOCK_Z: tl.constexpr, BLOCK_C: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One row of (T, H): the sum of its splits, each weighted by its share of the whole softmax sum."""
+    """BLOCK_C columns of one row of (T, H): the sum of its splits, weighted by their shares of the softmax sum."""
     follow(OVERLAP)
     row = tl.program_id(0)
-    splits, c = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_C)
-    log_sums = tl.load(sums_ptr + splits.to(tl.int64) * rows + row, mask=splits < SPLITS, other=float("-inf"))
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    splits = tl.arange(0, BLOCK_Z).to(tl.int64)
+    log_sums = tl.load(sums_ptr + splits * rows + row, mask=splits < SPLITS, other=float("-inf"))
     best = tl.max(log_sums, axis=0)
-    best = tl.where(best == float("-inf"), 0.0, best)
-    whole = tl.sum(tl.exp2(log_sums - best), axis=0)
-    whole = tl.where(whole > 0.0, whole, 1.0)
-    acc = tl.zeros([BLOCK_C], tl.float32)
-    for split in range(SPLITS):
-        at = tl.cast(split, tl.int64) * rows + row
-        log_sum = tl.load(sums_ptr + at)
-        width = tl.where(log_sum > float("-inf"), C, 0)  # a split without tokens wrote nothing
-        part = tl.load(parts_ptr + at * C + c, mask=c < width, other=0.0)
-        acc += part * (tl.exp2(log_sum - best) / whole)
+    weights = tl.exp2(log_sums - tl.where(best == float("-inf"), 0.0, best))
+    # A split without tokens has the weight 0 and wrote nothing.
+    mask = (weights > 0.0)[:, None] & (c < C)[None, :]
+    parts = tl.load(parts_ptr + (splits * rows + row)[:, None] * C + c[None, :], mask=mask, other=0.0)
+    whole = tl.sum(weights, axis=0)
+    result = tl.sum(parts * weights[:, None], axis=0) / tl.where(whole > 0.0, whole, 1.0)
     t, head = row // H, row % H
-    tl.store(o_ptr + (head.to(tl.int64) * T + t) * C + c, acc.to(o_ptr.dtype.element_ty), mask=c < C)
+    tl.store(o_ptr + (head.to(tl.int64) * T + t) * C + c, result.to(o_ptr.dtype.element_ty), mask=c < C)

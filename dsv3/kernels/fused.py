@@ -4,8 +4,9 @@ A decode step is bound by the bytes of its weights, but between two products sta
 reads and writes a few kilobytes, and costs a launch of two or three microseconds all the same. Twenty-seven layers of
 ten such operations would take half of the step. So what happens to a row between two products is one kernel here.
 
-`add_rms_norm` is `reference.add_rms_norm`. `rotate_and_cache` is what `layers.mla` does between its projections and
-the attention: norm of the latent, rotation of the keys and queries (`layers.rope.rotate`), and the write to the cache.
+`rms_norm` is torch's, `add_rms_norm` is `reference.add_rms_norm`. `rotate_and_cache` is what `layers.mla` does between
+its projections and the attention: norm of the latent, rotation of the keys and queries (`layers.rope.rotate`), and the
+write to the cache.
 """
 
 # Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
@@ -23,19 +24,32 @@ _HEADS = 16
 """Heads whose queries one program rotates."""
 
 
+def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `F.rms_norm`; x_TD may be columns of a wider matrix."""
+    return _norm(x_TD, None, weight_D, eps)[1]
+
+
 def add_rms_norm(
     h_TD: torch.Tensor, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `reference.add_rms_norm`."""
-    h_TD, x_TD = h_TD.contiguous(), x_TD.contiguous()
-    sum_TD, y_TD = torch.empty_like(h_TD), torch.empty_like(h_TD)
+    return _norm(h_TD.contiguous(), x_TD.contiguous(), weight_D, eps)
+
+
+def _norm(
+    h_TD: torch.Tensor, x_TD: torch.Tensor | None, weight_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """h + x and its norm; without x, h itself and its norm."""
     (n, d) = h_TD.shape
+    assert h_TD.stride(1) == 1
+    y_TD = torch.empty(n, d, dtype=h_TD.dtype, device=h_TD.device)
+    sum_TD = h_TD if x_TD is None else torch.empty_like(y_TD)
     if n:
         block, overlap = triton.next_power_of_2(d), can_overlap(h_TD)
         with torch.cuda.device_of(h_TD):
-            _add_rms_norm_kernel[(n,)](
-                h_TD, x_TD, weight_D, sum_TD, y_TD, d, eps, BLOCK=block, OVERLAP=overlap,
-                num_warps=min(16, max(1, block // 512)), launch_pdl=overlap,
+            _norm_kernel[(n,)](
+                h_TD, x_TD, weight_D, sum_TD, y_TD, d, h_TD.stride(0), eps, BLOCK=block, ADD=x_TD is not None,
+                OVERLAP=overlap, num_warps=min(16, max(1, block // 512)), launch_pdl=overlap,
             )  # fmt: skip
     return sum_TD, y_TD
 
@@ -74,20 +88,24 @@ def rotate_and_cache(
 
 
 @triton.jit
-def _add_rms_norm_kernel(h_ptr, x_ptr, weight_ptr, sum_ptr, y_ptr, d, eps, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def _norm_kernel(
+    h_ptr, x_ptr, weight_ptr, sum_ptr, y_ptr, d, h_stride, eps,
+    BLOCK: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     follow(OVERLAP)
-    row = tl.program_id(0).to(tl.int64) * d
+    row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < d
-    h = tl.load(h_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
-    x = tl.load(x_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
-    # The sum is rounded first: the norm sees what the next layer will read.
-    total = (h + x).to(sum_ptr.dtype.element_ty)
-    tl.store(sum_ptr + row + columns, total, mask=inside)
-    total = total.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(total * total, axis=0) / d + eps)
+    h = tl.load(h_ptr + row * h_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        x = tl.load(x_ptr + row * d + columns, mask=inside, other=0.0).to(tl.float32)
+        # The sum is rounded first: the norm sees what the next layer will read.
+        total = (h + x).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * d + columns, total, mask=inside)
+        h = total.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(h * h, axis=0) / d + eps)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row + columns, (total * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * d + columns, (h * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -98,7 +98,8 @@ class MLA(nn.Module):
             both = linear(x, *self._joined, first.scale_fmt)
             q, kv = both.split((first.out_features, self.wkv_a.out_features), dim=-1)
         if self.wq is None:
-            q = self.wq_b(self.q_norm(q))
+            joined_rows = self._joined is not None and q.dim() == 2
+            q = self.wq_b(self.q_norm.rows(q) if joined_rows else self.q_norm(q))
         return q.unflatten(-1, (self.H, -1)), kv
 
     def _decode(self, q_THX: Tensor, kv_Tc: Tensor, turns: Tensor, ctx: AttnContext, paged: PagedQueries) -> Tensor:

@@ -92,9 +92,11 @@ def test_the_interpreter_gets_one_configuration():
 @pytest.mark.parametrize(("d", "warps"), [(2048, 4), (7168, 16)])
 def test_add_rms_norm_compiles(d, warps):
     pointers = dict.fromkeys(("h_ptr", "x_ptr", "weight_ptr", "sum_ptr", "y_ptr"), "*bf16")
-    signature = {**pointers, "d": "i32", "eps": "fp32"}
+    signature = {**pointers, "d": "i32", "h_stride": "i32", "eps": "fp32"}
     block = triton.next_power_of_2(d)
-    assert "rsqrt" in ptx(fused._add_rms_norm_kernel, signature, {"BLOCK": block, "OVERLAP": True}, num_warps=warps)
+    assert "rsqrt" in ptx(
+        fused._norm_kernel, signature, {"BLOCK": block, "ADD": True, "OVERLAP": True}, num_warps=warps
+    )
 
 
 @pytest.mark.parametrize("slots", ["i32", "i64"])

@@ -36,6 +36,14 @@ def test_add_rms_norm(shape, dtype):
     assert relative_error(y, y_expected) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_rms_norm_of_columns(dtype):
+    wide, weight = random(5, 300, dtype=dtype), random(200, dtype=dtype)
+    y = kernels.rms_norm(wide[:, :200], weight, 1e-6, backend="triton")
+    assert y.is_contiguous()
+    assert relative_error(y, kernels.rms_norm(wide[:, :200], weight, 1e-6, backend="reference")) <= TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize(("T", "H", "N", "R", "C"), [(1, 16, 128, 64, 512), (5, 3, 8, 6, 20), (2, 33, 16, 16, 64)])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_rotate_and_cache(T, H, N, R, C, dtype):
