@@ -33,7 +33,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, turns: Tensor, ctx: AttnContext | Packing | None = None) -> Tensor:
         if isinstance(ctx, AttnContext):  # inference: the residual and the norm behind it are one operation
-            x = self.attn(self.attn_norm(h), turns, ctx)
+            x = self.attn(self.attn_norm.rows(h), turns, ctx)
             h, y = kernels.add_rms_norm(h, x, self.ffn_norm.weight, self.ffn_norm.eps)
             h = self.ffn.added_to(h, y) if isinstance(self.ffn, MoE) else h + self.ffn(y)
         else:
