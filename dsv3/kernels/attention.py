@@ -133,7 +133,7 @@ def add_splits(parts_ZXC: torch.Tensor, sums_ZX: torch.Tensor, o_HTC: torch.Tens
 
 def _power(size: int) -> int:
     """The width of a tile that holds `size` columns: what the tensor cores take is a power of two, and at least 16."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 @triton.jit
