@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "continue a prompt, answer a file of prompts, or talk",
     "demo": "continue a story in English, Spanish and Chinese and show the expert load",
     "cost": "parameters, bytes, cache and FLOPs of a configuration",
+    "bench": "measure kernels or models on this GPU, beside their peers",
     "train": "train a model from a configuration and text",
     "version": "versions of dsv3 and of what it runs on",
 }

@@ -39,8 +39,8 @@ from dsv3.kernels import matvec, quant, reference
 from dsv3.kernels.chain import can_overlap, follow
 from dsv3.kernels.tiles import Tile, choose, place, schedule, sm_count, work
 
-_ROWS_AT_A_TIME = 16
-"""Rows of a tail tile that one program of `_add_parts_kernel` adds."""
+_SUMS, _PARTS = 1024, 8
+"""What one program of `_add_parts_kernel` adds: so many elements of a tail tile, so many of its parts at a time."""
 
 
 def fp8_gemm(
@@ -137,9 +137,9 @@ def _launch_tiles(
 
         dense_hopper.launch(a, a_s, b, b_s, y, parts, plan, tile, programs)
     if tail:
-        strips = reference.ceil_div(min(m, tile.block_m), _ROWS_AT_A_TIME)
-        _add_parts_kernel[(tail, strips)](
-            parts, y, m, n, full, **blocks, SPLITS=splits, ROWS=_ROWS_AT_A_TIME, OVERLAP=overlap, launch_pdl=overlap
+        rows = _SUMS // tile.block_n
+        _add_parts_kernel[(tail, reference.ceil_div(min(m, tile.block_m), rows))](
+            parts, y, m, n, full, splits, **blocks, ROWS=rows, AT_A_TIME=_PARTS, OVERLAP=overlap, launch_pdl=overlap
         )
 
 
@@ -254,21 +254,23 @@ def _persistent_kernel(
         y_tiles.store([row, col], acc.to(y_tiles.dtype))
 
 
-@triton.jit(do_not_specialize=["m", "full"])
+@triton.jit(do_not_specialize=["m", "full", "splits"])
 def _add_parts_kernel(
-    parts_ptr, y_ptr, m, n, full,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    parts_ptr, y_ptr, m, n, full, splits,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, AT_A_TIME: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Adds the parts of one tail tile, a strip of its rows at a time, from the first split to the last."""
-    first_slot = tl.program_id(0) * SPLITS
+    """Adds the parts of one tail tile, a strip of its rows at a time, always in the same order."""
     row, col = place(full + tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP)
     rows, cols = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_N)
     inside = ((rows < BLOCK_M) & (row + rows < m))[:, None] & (col + cols < n)[None, :]
-    at = parts_ptr + first_slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + rows[:, None] * BLOCK_N + cols[None, :]
+    parts = tl.arange(0, AT_A_TIME)[:, None, None]
+    slots = tl.program_id(0) * splits + parts
+    at = parts_ptr + slots.to(tl.int64) * (BLOCK_M * BLOCK_N) + (rows[:, None] * BLOCK_N + cols[None, :])[None, :, :]
     follow(OVERLAP)
     total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(at + split * (BLOCK_M * BLOCK_N), mask=inside, other=0.0)
+    for first in range(0, splits, AT_A_TIME):
+        real = inside[None, :, :] & (first + parts < splits)
+        total += tl.sum(tl.load(at + first * (BLOCK_M * BLOCK_N), mask=real, other=0.0), axis=0)
     y_at = y_ptr + (row + rows).to(tl.int64)[:, None] * n + (col + cols)[None, :]
     tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=inside)

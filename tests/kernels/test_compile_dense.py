@@ -60,10 +60,9 @@ def test_the_tiles_of_the_models_shapes_compile(op, tile):
         assert tile.kernel in ("hopper", "torch")  # the first has a test file of its own
 
 
-@pytest.mark.parametrize("splits", [2, 14])
-def test_the_sum_of_the_splits_compiles(splits):
-    signature = {"parts_ptr": "*fp32", "y_ptr": "*bf16", "m": "i32", "n": "i32", "full": "i32"}
-    constants = {"BLOCK_M": 16, "BLOCK_N": 64, "GROUP": 8, "SPLITS": splits, "ROWS": 16, "OVERLAP": True}
+def test_the_sum_of_the_splits_compiles():
+    signature = {"parts_ptr": "*fp32", "y_ptr": "*bf16", "m": "i32", "n": "i32", "full": "i32", "splits": "i32"}
+    constants = {"BLOCK_M": 16, "BLOCK_N": 64, "GROUP": 8, "ROWS": 16, "AT_A_TIME": 8, "OVERLAP": True}
     code = ptx(dense._add_parts_kernel, signature, constants)
     assert "griddepcontrol.wait" in code
     assert "atom" not in code
