@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from dsv3.kernels import reference
+from dsv3.kernels.chain import can_overlap, follow
 from dsv3.kernels.reference import BLOCK, E4M3
 
 _AMAX_FLOOR = tl.constexpr(reference.AMAX_FLOOR)
@@ -41,8 +42,10 @@ def act_quant(x: torch.Tensor, block: int = BLOCK, scale_fmt: str | None = None)
         return q, s
     n_rows = x.numel() // n_cols
     grid = (triton.cdiv(n_rows, _ACT_ROWS), n_tiles)
+    overlap = can_overlap(x)
+    flags = {"UE8M0": scale_fmt == "ue8m0", "OVERLAP": overlap, "launch_pdl": overlap}
     with torch.cuda.device_of(x):
-        _act_quant_kernel[grid](x, q, s, n_rows, n_cols, ROWS=_ACT_ROWS, BLOCK=block, UE8M0=scale_fmt == "ue8m0")
+        _act_quant_kernel[grid](x, q, s, n_rows, n_cols, ROWS=_ACT_ROWS, BLOCK=block, **flags)
     return q, s
 
 
@@ -94,8 +97,10 @@ def _make_scale(amax, UE8M0: tl.constexpr):
 
 @triton.jit
 def _act_quant_kernel(
-    x_ptr, q_ptr, s_ptr, n_rows, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr, UE8M0: tl.constexpr
-):
+    x_ptr, q_ptr, s_ptr, n_rows, n_cols,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, UE8M0: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    follow(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offsets = rows[:, None] * n_cols + cols[None, :]

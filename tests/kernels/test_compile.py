@@ -38,7 +38,7 @@ def test_quantisation_divides_exactly_and_converts_to_e4m3(dtype, ue8m0):
     act = ptx(
         quant._act_quant_kernel,
         {"x_ptr": f"*{dtype}", "q_ptr": "*fp8e4nv", "s_ptr": "*fp32", "n_rows": "i32", "n_cols": "i32"},
-        {"ROWS": 16, "BLOCK": 128, "UE8M0": ue8m0},
+        {"ROWS": 16, "BLOCK": 128, "UE8M0": ue8m0, "OVERLAP": True},
     )
     weight = ptx(
         quant._weight_quant_kernel,

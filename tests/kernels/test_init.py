@@ -27,6 +27,8 @@ q, s = kernels.act_quant(torch.randn(4, 200))
 w, w_s = kernels.weight_quant(torch.randn(3, 130, 200), scale_fmt="ue8m0")
 assert kernels.weight_dequant(w, w_s).shape == (3, 130, 200)
 assert kernels.fp8_gemm(q, s, w[0], w_s[0]).shape == (4, 130)
+assert kernels.fp8_linear(torch.randn(2, 2, 200), w[0], w_s[0]).shape == (2, 2, 130)
+assert kernels.linear(torch.randn(4, 8), torch.randn(16, 8)).shape == (4, 16)
 counts = torch.tensor([1, 0, 3])
 assert kernels.fp8_grouped_linear(torch.randn(4, 200), w, w_s, counts).shape == (4, 130)
 assert kernels.grouped_linear(torch.randn(4, 8), torch.randn(3, 16, 8), counts).shape == (4, 16)
@@ -49,7 +51,12 @@ def test_everything_works_where_triton_is_absent():
 
 
 def test_cpu_tensors_never_load_the_kernels():
-    run_python(f"{EVERY_OP}\nimport sys\nassert not {{'dsv3.kernels.quant', 'dsv3.kernels.gemm'}} & set(sys.modules)\n")
+    run_python(
+        f"{EVERY_OP}\n"
+        "import sys\n"
+        "kernels_of_gpus = {'dsv3.kernels.' + name for name in ('quant', 'dense', 'gemm')}\n"
+        "assert not kernels_of_gpus & set(sys.modules)\n"
+    )
 
 
 def test_the_table_gives_the_reference_on_cpu():
@@ -62,6 +69,15 @@ def test_the_table_gives_the_reference_on_cpu():
     assert torch.equal(kernels.fp8_gemm(q, s, w_q[0], w_s[0]), reference.fp8_gemm(q, s, w_q[0], w_s[0]))
     grouped = kernels.fp8_grouped_linear(x, w_q, w_s, counts)
     assert torch.equal(grouped, grouped_gemm.fp8_grouped_linear(x, w_q, w_s, counts))
+
+
+def test_linear_is_torchs_own_where_a_gradient_is_needed():
+    x = torch.randn(1, 8, dtype=torch.bfloat16, requires_grad=True)
+    w = torch.randn(4, 8, dtype=torch.bfloat16)
+    y = kernels.linear(x, w, backend="triton")
+    y.sum().backward()
+    assert torch.equal(y, torch.nn.functional.linear(x, w))
+    assert x.grad is not None
 
 
 def test_an_unknown_backend_is_refused():
