@@ -15,7 +15,7 @@ from dsv3.errors import Dsv3Error, RequestError
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 
 SUITES = {
-    "kernels": ("fp8_gemm", "moe_decode"),
+    "kernels": ("fp8_gemm", "moe_decode", "mla_decode"),
     "model": ("model_decode",),
 }
 """Scripts in benchmarks/, each of which prints a table and writes results/<its name>.<device>.json."""
