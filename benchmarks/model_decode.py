@@ -131,7 +131,22 @@ def profile(llm: LLM, n: int, length: int) -> str:
             engine.step()
         torch.cuda.synchronize()
     stop(engine)
-    return profiler.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=70)
+    return kernel_table(profiler)
+
+
+def profile_prefill(llm: LLM, n: int, length: int) -> str:
+    """Kernels of one prefill, of which the second of two is looked at."""
+    stop(start(llm, n, length, 2))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        stop(start(llm, n, length, 2))
+        torch.cuda.synchronize()
+    return kernel_table(profiler)
+
+
+def kernel_table(profiler: torch.profiler.profile) -> str:
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)[:24]
+    lines = [f"{event.self_device_time_total / 1e3:10.3f} ms {event.count:6} x {event.key[:90]}" for event in events]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -184,6 +199,8 @@ def main() -> int:
         flops = 2 * cost.activated_parameters(config)
         rows.append(setting.row(f"{name}, prefill of {n} x 2048", speed, "tokens/s", "higher", limit=BF16 / flops))
         print(f"prefill {n} x 2048: {speed.median:,.0f} tokens/s", flush=True)
+        if args.profile:
+            print(profile_prefill(llm, n, 2048), flush=True)
     print(table(rows))
     kind = next((part for part in ("H100", "H200", "A100") if part in device), device.replace(" ", "-"))
     print(write(rows, f"model_decode.{args.config}.{args.dtype}", kind))

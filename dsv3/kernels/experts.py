@@ -14,9 +14,9 @@ pipeline of asynchronous copies, and multiplies by 16 rows at once on the tensor
 **The shared experts ride along** as further programs of the same launches, put first, because in launch 2 their strips
 are the longest.
 
-**FP8.** With few rows the 1x128 tiles of x and of h are quantised by every program that loads them: 16 x 128 numbers
-beside 16 KB of codes. With many rows that is done once, by `act_quant`. The products of 128 are promoted to FP32 as in
-`gemm.py`.
+**FP8.** x and h are quantised in 1x128 tiles once, by `act_quant`, between the launches. Left to the programs that load
+them, every program would do the same again: measured, that cost more than the weights it stood beside. The products of
+128 are promoted to FP32 as in `gemm.py`.
 """
 
 # Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
@@ -35,7 +35,6 @@ from dsv3.kernels import moe_reference, one_token, quant
 from dsv3.kernels.chain import can_overlap, follow
 from dsv3.kernels.expert_rows import BY_PLACE, find_unit, pairs_by_order, pairs_by_rank, place, where_rows
 from dsv3.kernels.moe_reference import ExpertWeights, Routed, SharedWeights
-from dsv3.kernels.quant import _make_scale
 from dsv3.kernels.reference import BLOCK, E4M3
 
 _SCALE_BLOCK = tl.constexpr(BLOCK)
@@ -61,12 +60,14 @@ def choose_tiles(n_tokens: int, top_k: int, n_experts: int, dtype: torch.dtype) 
     if n_tokens > BY_PLACE:
         if fp8:
             return Tile(128, 64, 128, 8, 4), Tile(128, 128, 128, 8, 4)
-        return Tile(128, 64, 64, 8, 4), Tile(128, 128, 64, 8, 4)
+        return Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3)
     rows = n_tokens * top_k / n_experts
     most = rows + 1.5 * math.sqrt(rows)  # with tokens spread at random, few experts have more; they take two rounds
     block_m = 16 if most <= 16 else 32 if most <= 32 else 64
     if fp8:  # swapped, as codes are multiplied as such by the warp-group instruction only
-        return Tile(block_m, 64, 128, 4, 3, swap=True), Tile(block_m, 64, 128, 4, 4, swap=True)
+        return Tile(block_m, 128, 128, 8, 3, swap=True), Tile(block_m, 128, 128, 4, 3, swap=True)
+    if block_m == 16:
+        return Tile(16, 32, 128, 4, 5), Tile(16, 64, 128, 4, 5, swap=True)
     return Tile(block_m, 32, 128, 4, 4), Tile(block_m, 64, 128, 4, 4)
 
 
@@ -94,13 +95,11 @@ def moe_experts(
     fp8 = w13.dtype == E4M3
     first, second = tiles or choose_tiles(T, K, E, w13.dtype)
     by_place = T <= BY_PLACE
-    quantise_once = fp8 and not by_place
     overlap = can_overlap(x_TD)
     flags = {
         "FP8": fp8,
         "OVERLAP": overlap,
         "launch_pdl": overlap,
-        "UE8M0": scale_fmt == "ue8m0",
         "TOKENS": max(64, triton.next_power_of_2(T)) if by_place else 0,
     }
 
@@ -109,7 +108,7 @@ def moe_experts(
     y_XD = torch.empty(T * (K + (shared is not None)), D, dtype=x_TD.dtype, device=x_TD.device)
     with torch.cuda.device_of(x_TD):
         where, n_tiles = where_rows(routed, E, first.block_m, by_place)
-        x, x_s = quant.act_quant(x_TD, scale_fmt=scale_fmt) if quantise_once else (x_TD, None)
+        x, x_s = quant.act_quant(x_TD, scale_fmt=scale_fmt) if fp8 else (x_TD, None)
         shared_tiles = triton.cdiv(T, first.block_m) * triton.cdiv(F_shared, first.block_n)
         even = D % first.block_k == 0
         _gate_up_kernel[(shared_tiles + n_tiles * triton.cdiv(F, first.block_n),)](
@@ -118,13 +117,13 @@ def moe_experts(
         )  # fmt: skip
         if second.block_m != first.block_m:
             where, n_tiles = where_rows(routed, E, second.block_m, by_place)
-        h, h_s = quant.act_quant(h_MF, scale_fmt=scale_fmt) if quantise_once else (h_MF, None)
-        hs, hs_s = quant.act_quant(h_TF, scale_fmt=scale_fmt) if quantise_once and shared else (h_TF, None)
+        h, h_s = quant.act_quant(h_MF, scale_fmt=scale_fmt) if fp8 else (h_MF, None)
+        hs, hs_s = (quant.act_quant(h_TF, scale_fmt=scale_fmt) if fp8 else (h_TF, None)) if shared else (h, h_s)
         n_columns = triton.cdiv(D, second.block_n)
         shared_tiles = triton.cdiv(T, second.block_m) * n_columns if shared else 0
         even = F % second.block_k == 0 and F_shared % second.block_k == 0
         _down_kernel[(shared_tiles + n_tiles * n_columns,)](
-            h, h_s, hs, h_s if hs_s is None else hs_s, *where, w2, w2_scale, w2_shared, shared_scales[2], y_XD,
+            h, h_s, hs, hs_s, *where, w2, w2_scale, w2_shared, shared_scales[2], y_XD,
             T, K, D, F, F_shared, shared_tiles, **flags, **_meta(second), EVEN_K=even, **_launch(second),
         )  # fmt: skip
         block = min(1024, triton.next_power_of_2(D))
@@ -147,20 +146,13 @@ def _launch(tile: Tile) -> dict[str, int]:
 
 
 @triton.jit
-def _load_rows(
-    row_ptrs, scale_ptrs, inside, k, step, width, FP8: tl.constexpr, UE8M0: tl.constexpr, EVEN: tl.constexpr
-):
+def _load_rows(row_ptrs, scale_ptrs, inside, k, step, width, FP8: tl.constexpr, EVEN: tl.constexpr):
     """Columns k of the rows, ready to be multiplied, and the rows' scales (FP8; else 1)."""
     mask = inside[:, None] if EVEN else inside[:, None] & (k < width)[None, :]
     rows = tl.load(row_ptrs[:, None] + k[None, :], mask=mask, other=0.0)
     scale = 1.0
     if FP8:
-        if scale_ptrs is None:
-            rows = rows.to(tl.float32)
-            scale = _make_scale(tl.max(tl.abs(rows), axis=1), UE8M0)
-            rows = tl.div_rn(rows, tl.broadcast_to(scale[:, None], rows.shape)).to(tl.float8e4nv)
-        else:
-            scale = tl.load(scale_ptrs + step, mask=inside, other=0.0)
+        scale = tl.load(scale_ptrs + step, mask=inside, other=0.0)
     return rows, scale
 
 
@@ -200,7 +192,7 @@ def _store(acc, ptr, rows, columns, width, inside, SWAP: tl.constexpr):
 @triton.jit(do_not_specialize=["n_tokens", "top_k", "shared_programs"])
 def _gate_up_kernel(
     x_ptr, x_s_ptr, places_ptr, order_ptr, tiles_ptr, w13_ptr, w13_s_ptr, w1_ptr, w3_ptr, w1_s_ptr, w3_s_ptr,
-    h_ptr, h_shared_ptr, n_tokens, top_k, d, f, f_shared, shared_programs, FP8: tl.constexpr, UE8M0: tl.constexpr,
+    h_ptr, h_shared_ptr, n_tokens, top_k, d, f, f_shared, shared_programs, FP8: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     SWAP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -245,7 +237,7 @@ def _gate_up_kernel(
         gate, up = _zeros(BLOCK_M, BLOCK_N, SWAP), _zeros(BLOCK_M, BLOCK_N, SWAP)
         for step in range(tl.cdiv(d, BLOCK_K)):
             k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-            x, scale = _load_rows(x_ptrs, x_s_ptrs, inside, k, step, d, FP8, UE8M0, EVEN_K)
+            x, scale = _load_rows(x_ptrs, x_s_ptrs, inside, k, step, d, FP8, EVEN_K)
             gate = _multiply(gate, x, scale, gate_ptrs, gate_s_ptr, k, step, d, FP8, EVEN_K, SWAP)
             up = _multiply(up, x, scale, up_ptrs, up_s_ptr, k, step, d, FP8, EVEN_K, SWAP)
         h = gate / (1.0 + tl.exp(-gate)) * up
@@ -257,7 +249,7 @@ def _gate_up_kernel(
 def _down_kernel(
     h_ptr, h_s_ptr, h_shared_ptr, h_shared_s_ptr, places_ptr, order_ptr, tiles_ptr,
     w2_ptr, w2_s_ptr, w2_shared_ptr, w2_shared_s_ptr, y_ptr,
-    n_tokens, top_k, d, f, f_shared, shared_programs, FP8: tl.constexpr, UE8M0: tl.constexpr,
+    n_tokens, top_k, d, f, f_shared, shared_programs, FP8: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     SWAP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -289,7 +281,7 @@ def _down_kernel(
         acc = _zeros(BLOCK_M, BLOCK_N, SWAP)
         for step in range(tl.cdiv(width, BLOCK_K)):
             k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-            h, scale = _load_rows(in_ptrs, in_s_ptrs, inside, k, step, width, FP8, UE8M0, EVEN_K)
+            h, scale = _load_rows(in_ptrs, in_s_ptrs, inside, k, step, width, FP8, EVEN_K)
             acc = _multiply(acc, h, scale, w_ptrs, w_s_ptr, k, step, width, FP8, EVEN_K, SWAP)
         row += tl.where(is_shared, n_tokens * top_k, 0)  # the shared experts' rows stand behind the T * K others
         _store(acc, y_ptr, row, columns, d, inside, SWAP)
