@@ -67,15 +67,16 @@ def fp8_linear(
 ) -> torch.Tensor:
     """As `reference.fp8_linear`: x (..., K), quantised 1x128, times w (N, K).T -> (..., N) in the type of x.
 
-    One row is quantised by the kernel that multiplies it, and that kernel reads w before the one in front of it has
-    ended: what writes w must lie further back, as the loading of a model does."""
+    One row or a few are quantised by the kernel that multiplies them, and that kernel reads w before the one in front
+    of it has ended: what writes w must lie further back, as the loading of a model does."""
     (*lead, k), n = x.shape, w.shape[0]
-    if x.numel() != k or not (k and n):
+    m = x.numel() // k if k else 0
+    tile = tile or choose("fp8_linear", m, n, k)
+    if tile.kernel != "matvec" or not 0 < m <= matvec.MAX_ROWS or not n:
         return fp8_gemm(*quant.act_quant(x, scale_fmt=scale_fmt), w, w_s, x.dtype, tile)
     reference.check_quant_input(x, reference.BLOCK, scale_fmt, min_dim=1)
     reference.check_dequant_input(w, w_s, reference.BLOCK)
     y = torch.empty(*lead, n, dtype=x.dtype, device=x.device)
-    tile = tile or choose("fp8_linear", 1, n, k)
     with torch.cuda.device_of(x):
         matvec.matvec(x.contiguous(), None, w.contiguous(), w_s.contiguous(), y, tile, scale_fmt)
     return y

@@ -1,4 +1,4 @@
-"""One row times a weight: y (N) = w (N, K) @ x (K), in Triton, for the decode step of a single sequence.
+"""A row or a few times a weight: y (N) = w (N, K) @ x (K), in Triton, for the decode step of a single sequence.
 
 There is nothing to reuse and nothing for a tensor core to do: each weight is read once and used once, so the time is
 that of reading w, if enough of it is on its way at any moment. By Little's law 3 TB/s at a latency of about 0.8 us are
@@ -33,6 +33,10 @@ _LOAD_BYTES = tl.constexpr(16)
 """What a thread loads at once."""
 
 
+MAX_ROWS = 4
+"""Rows that a program takes along: each costs a multiplication per weight on the ordinary cores, and those run out."""
+
+
 def matvec(
     x: torch.Tensor,
     x_s: torch.Tensor | None,
@@ -42,13 +46,15 @@ def matvec(
     tile: Tile,
     scale_fmt: str | None = None,
 ) -> None:
-    """Fills y (N). x_s None and w_s not: x is quantised 1x128 here. All tensors contiguous."""
+    """Fills y (M, N) from x (M, K), M <= MAX_ROWS. x_s None and w_s not: x is quantised 1x128 here. All contiguous."""
     n, k = w.shape
+    rows = y.numel() // n
+    assert 1 <= rows <= MAX_ROWS
     overlap = can_overlap(x)
     form = "plain" if w_s is None else "quantise" if x_s is None else "codes"
     _matvec_kernel[(reference.ceil_div(n, tile.block_n),)](
         x, x_s, w, w_s, y, n, k,
-        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, FORM=form, UE8M0=scale_fmt == "ue8m0", OVERLAP=overlap,
+        ROWS=rows, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, FORM=form, UE8M0=scale_fmt == "ue8m0", OVERLAP=overlap,
         num_warps=tile.warps, num_stages=tile.stages, launch_pdl=overlap,
     )  # fmt: skip
 
@@ -56,21 +62,26 @@ def matvec(
 @triton.jit
 def _matvec_kernel(
     x_ptr, x_s_ptr, w_ptr, w_s_ptr, y_ptr, n, k,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FORM: tl.constexpr, UE8M0: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FORM: tl.constexpr, UE8M0: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    tl.static_assert(FORM == "plain" or 128 % BLOCK_N == 0, "rows lie within a scale block of w")
+    tl.static_assert(FORM == "plain" or 128 % BLOCK_N == 0, "outputs lie within a scale block of w")
+    TOGETHER: tl.constexpr = _LOAD_BYTES // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
     first = tl.program_id(0) * BLOCK_N
-    rows, cols = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    w_at, row_inside = w_ptr + rows.to(tl.int64)[:, None] * k + cols[None, :], (rows < n)[:, None]
+    outputs, cols = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    w_at, inside = w_ptr + outputs.to(tl.int64)[:, None] * k + cols[None, :], (outputs < n)[:, None]
     if FORM != "plain":
         w_s_ptr += first // 128 * tl.cdiv(k, 128)
-    w = _load_once(w_at, row_inside & (cols < k)[None, :])
+    w = _load_once(w_at, inside & (cols < k)[None, :])
     follow(OVERLAP)
-    sums = _products(w, x_ptr, x_s_ptr, w_s_ptr, 0, k, FORM, UE8M0)
+    zeros = tl.zeros((BLOCK_N, BLOCK_K // TOGETHER), dtype=tl.float32)
+    sums = _add_products((zeros, zeros, zeros, zeros), w, x_ptr, x_s_ptr, w_s_ptr, 0, k, ROWS, FORM, UE8M0, TOGETHER)
     for start in range(BLOCK_K, k, BLOCK_K):
-        w = _load_once(w_at + start, row_inside & (cols < k - start)[None, :])
-        sums += _products(w, x_ptr, x_s_ptr, w_s_ptr, start, k, FORM, UE8M0)
-    tl.store(y_ptr + rows, tl.sum(sums, axis=1).to(y_ptr.dtype.element_ty), mask=rows < n)
+        w = _load_once(w_at + start, inside & (cols < k - start)[None, :])
+        sums = _add_products(sums, w, x_ptr, x_s_ptr, w_s_ptr, start, k, ROWS, FORM, UE8M0, TOGETHER)
+    for row in tl.static_range(ROWS):
+        y = tl.sum(sums[row], axis=1)
+        tl.store(y_ptr + row * n + outputs, y.to(y_ptr.dtype.element_ty), mask=outputs < n)
 
 
 @triton.jit
@@ -80,24 +91,41 @@ def _load_once(at, inside):
 
 
 @triton.jit
-def _products(w, x_ptr, x_s_ptr, w_s_ptr, start, k, FORM: tl.constexpr, UE8M0: tl.constexpr):
-    """w (BLOCK_N, BLOCK_K) times x from `start` on, added up within each thread: (BLOCK_N, BLOCK_K / TOGETHER)."""
+def _add_products(
+    sums, w, x_ptr, x_s_ptr, w_s_ptr, start, k,
+    ROWS: tl.constexpr, FORM: tl.constexpr, UE8M0: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """`sums` of each row with the products of w (BLOCK_N, BLOCK_K) and that row of x from `start` on."""
+    sums0, sums1, sums2, sums3 = sums
+    sums0 += _products(w, x_ptr, x_s_ptr, w_s_ptr, 0, start, k, FORM, UE8M0, TOGETHER)
+    if ROWS > 1:
+        sums1 += _products(w, x_ptr, x_s_ptr, w_s_ptr, 1, start, k, FORM, UE8M0, TOGETHER)
+    if ROWS > 2:
+        sums2 += _products(w, x_ptr, x_s_ptr, w_s_ptr, 2, start, k, FORM, UE8M0, TOGETHER)
+    if ROWS > 3:
+        sums3 += _products(w, x_ptr, x_s_ptr, w_s_ptr, 3, start, k, FORM, UE8M0, TOGETHER)
+    return sums0, sums1, sums2, sums3
+
+
+@triton.jit
+def _products(
+    w, x_ptr, x_s_ptr, w_s_ptr, row, start, k, FORM: tl.constexpr, UE8M0: tl.constexpr, TOGETHER: tl.constexpr
+):
+    """w times a row of x, TOGETHER neighbours (what a thread loads at once) added up: (BLOCK_N, BLOCK_K / TOGETHER)."""
     BLOCK_N: tl.constexpr = w.shape[0]
     BLOCK_K: tl.constexpr = w.shape[1]
     BLOCKS: tl.constexpr = BLOCK_K // 128
-    TOGETHER: tl.constexpr = _LOAD_BYTES // (w.dtype.primitive_bitwidth // 8)
     cols = start + tl.arange(0, BLOCK_K)
-    x = tl.load(x_ptr + cols, mask=cols < k, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + row * k + cols, mask=cols < k, other=0.0).to(tl.float32)
     if FORM != "plain":
-        blocks = start // 128 + tl.arange(0, BLOCKS)
-        block_inside = blocks < tl.cdiv(k, 128)
-        scale = tl.load(w_s_ptr + blocks, mask=block_inside, other=0.0)
+        blocks, n_blocks = start // 128 + tl.arange(0, BLOCKS), tl.cdiv(k, 128)
+        scale = tl.load(w_s_ptr + blocks, mask=blocks < n_blocks, other=0.0)
         x = tl.reshape(x, (BLOCKS, 128))
         if FORM == "quantise":
             x_s = _make_scale(tl.max(tl.abs(x), axis=1), UE8M0)
             x = tl.div_rn(x, tl.broadcast_to(x_s[:, None], (BLOCKS, 128))).to(w.dtype).to(tl.float32)
         else:
-            x_s = tl.load(x_s_ptr + blocks, mask=block_inside, other=0.0)
+            x_s = tl.load(x_s_ptr + row * n_blocks + blocks, mask=blocks < n_blocks, other=0.0)
         x = tl.reshape(x * (x_s * scale)[:, None], (BLOCK_K,))
     products = tl.reshape(w.to(tl.float32) * x[None, :], (BLOCK_N, BLOCK_K // TOGETHER, TOGETHER))
     return tl.sum(products, axis=2)

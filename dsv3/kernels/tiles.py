@@ -52,8 +52,8 @@ INTERPRETED_SMS = 2
 class Tile:
     """How to compute a product.
 
-    kernel: `matvec` (one row), `tile` (pointers; any shape and GPU), `persistent` (TMA), `hopper` (TMA and specialised
-    warps, in Gluon), `torch` (leave it to the library).
+    kernel: `matvec` (up to four rows), `tile` (pointers; any shape and GPU), `persistent` (TMA), `hopper` (TMA and
+    specialised warps, in Gluon), `torch` (leave it to the library).
     block_k: the step along K; FP8 has no choice but the 128 of a scale block.
     group: rows of tiles in a strip.
     swap: compute the transposed tile, with the weight's rows as the tensor core's rows: those come in 64s, while its

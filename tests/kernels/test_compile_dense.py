@@ -37,7 +37,7 @@ def test_the_tiles_of_the_models_shapes_compile(op, tile):
         absent |= {"w_s_ptr": None} if form == "plain" else {}
         signature = {**given, "x_s_ptr": "*fp32", "w_s_ptr": "*fp32", "n": "i32", "k": "i32"}
         constants = {**absent, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "FORM": form, "UE8M0": False}
-        constants["OVERLAP"] = True
+        constants |= {"ROWS": 2, "OVERLAP": True}
         code = ptx(matvec._matvec_kernel, signature, constants, **options)
         assert ("cvt.rn.satfinite.e4m3x2.f32" in code) == (form == "quantise")
     elif tile.kernel == "tile":
