@@ -151,7 +151,8 @@ class DecodeGraphs:
         if not isinstance(model, Transformer) or model.act_dtype != torch.bfloat16:
             return False
         whole = model.embed.weight.shape[0] == model.config.vocab_size
-        return whole and cache.storage.is_cuda and kernels.has_decode_kernels(cache.storage.device)
+        aligned = model.config.latent_dim * cache.storage.element_size() % kernels.ROW_BYTES == 0
+        return whole and aligned and cache.storage.is_cuda and kernels.has_decode_kernels(cache.storage.device)
 
     def fits(self, batch: Batch) -> bool:
         S = batch.q_lens[0]

@@ -63,6 +63,10 @@ def _has_fp8(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
+ROW_BYTES = 16
+"""Attention on a GPU loads pieces of this size: a token's row in the cache must be a multiple of it (all real are)."""
+
+
 def has_decode_kernels(device: torch.device) -> bool:
     """Whether a step can be recorded there: attention over pages, without a host that knows their number."""
     return device.type == "cuda" and triton_available() and _has_fp8(device)
@@ -273,7 +277,8 @@ def latent_attention(
 ) -> torch.Tensor:
     """MLA in its absorbed form over a paged cache -> o_THC; `reference.latent_attention` says what is what."""
     op = reference.latent_attention
-    if _use_triton(q_latent_THC, backend):
+    aligned = latents_Xc.stride(0) * latents_Xc.element_size() % ROW_BYTES == 0
+    if (aligned or backend == "triton") and _use_triton(q_latent_THC, backend):
         from dsv3.kernels import attention
 
         op = attention.latent_attention

@@ -135,12 +135,17 @@ class Transformer(nn.Module):
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
             elif parameter.dtype == FP8:
-                values, scale = kernels.weight_quant(
-                    torch.randn(parameter.shape, device=parameter.device) * std, BLOCK, self.config.scale_fmt
-                )
-                parameter.copy_(values)
                 owner, leaf = name.rsplit(".", 1)
-                getattr(self.get_submodule(owner), "scale" if leaf == "weight" else f"{leaf}_scale").copy_(scale)
+                scales = getattr(self.get_submodule(owner), "scale" if leaf == "weight" else f"{leaf}_scale")
+                # One matrix at a time: all experts of a layer in FP32 would take 30 GB at 671B.
+                matrices = zip(
+                    parameter.view(-1, *parameter.shape[-2:]), scales.view(-1, *scales.shape[-2:]), strict=True
+                )
+                for codes, scale in matrices:
+                    random = torch.randn(codes.shape, device=codes.device) * std
+                    found = kernels.weight_quant(random, BLOCK, self.config.scale_fmt)
+                    codes.copy_(found[0])
+                    scale.copy_(found[1])
             elif not name.endswith("scale"):
                 parameter.normal_(0.0, std)
         for name, buffer in self.named_buffers():

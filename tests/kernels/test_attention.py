@@ -53,7 +53,7 @@ def attend(lens: list[int], S: int, H: int, C: int, R: int, page_size: int, spar
 CASES = [
     ([520], 1, 16, 512, 64, 64),
     ([1, 64, 65, 0], 1, 16, 32, 16, 64),
-    ([130, 3], 1, 5, 20, 6, 8),
+    ([130, 3], 1, 5, 20, 12, 8),
     ([77, 200], 2, 128, 64, 16, 64),
     ([9, 150, 64], 8, 3, 16, 16, 16),
 ]
@@ -89,8 +89,9 @@ def test_a_sequence_does_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize(("B", "rows"), [(1, 16), (1, 128), (7, 48), (64, 16), (300, 16), (128, 1024)])
 @pytest.mark.parametrize("context", [1, 64, 4096, 163840])
-def test_splits_fill_the_gpu_and_each_may_have_a_tile(B, rows, context):
-    shape = attention.choose_shape(B, rows, context, 132)
+@pytest.mark.parametrize("hopper", [False, True])
+def test_splits_fill_the_gpu_and_each_may_have_a_tile(B, rows, context, hopper):
+    shape = attention.choose_shape(B, rows, context, 132, hopper)
     tiles = -(-context // shape.block_l)
     assert 1 <= shape.splits <= tiles
     programs = B * -(-rows // shape.block_x)
@@ -123,14 +124,32 @@ def test_no_tokens():
 
 if not INTERPRETED:  # too large for it
 
+    @pytest.mark.parametrize(
+        ("lens", "S", "H", "splits", "page_size"),
+        [
+            ([1], 1, 1, 1, 64),
+            ([4096, 4095, 130], 1, 128, 3, 64),
+            ([520, 0, 64, 65], 1, 16, 1, 128),
+            ([700, 2, 9, 0], 8, 16, 4, 64),
+            ([300, 1000], 3, 50, 20, 192),
+        ],
+    )
+    def test_on_hopper(lens, S, H, splits, page_size):
+        if torch.cuda.get_device_capability()[0] != 9:
+            pytest.skip("needs Hopper's instructions")
+        shape = attention.Shape(64, 64, splits, warps=16, stages=1, hopper=True)
+        got, expected = attend(lens, S, H, 512, 64, page_size, 1, torch.bfloat16, shape)
+        assert worst_row_error(got.float(), expected.float()) <= ATTENTION_BF16
+
     @pytest.mark.parametrize(("B", "S", "H", "context"), [(1, 1, 16, 4096), (4, 2, 128, 1000), (64, 1, 16, 520)])
     def test_real_shapes(B, S, H, context):
         got, expected = attend([context - 7 * b for b in range(B)], S, H, 512, 64, 64, 3, torch.bfloat16)
         assert worst_row_error(got.float(), expected.float()) <= ATTENTION_BF16
 
-    def test_a_recorded_step_serves_all_lengths():
+    @pytest.mark.parametrize("S", [1, 4])
+    def test_a_recorded_step_serves_all_lengths(S):
         lens = [700, 64, 1]
-        q, q_pe, latents, table, lens_B = inputs(lens, 1, 16, 512, 64, 64, 2, torch.bfloat16)
+        q, q_pe, latents, table, lens_B = inputs(lens, S, 16, 512, 64, 64, 2, torch.bfloat16)
         options = {"page_size": 64, "scale": 0.05}
         kernels.latent_attention(q, q_pe, latents, table, lens_B, **options)  # compiles
         graph = torch.cuda.CUDAGraph()
