@@ -76,12 +76,14 @@ from dsv3.viz.scale import (
 from dsv3.viz.theme import save
 from dsv3.viz.tokens import expert_colours, token_strip, visible_token
 from dsv3.viz.training import describe_training, draw_training
+from dsv3.viz.way import Station, describe_token_way, draw_token_way
 
 __all__ = [
     "DraftStep",
     "Figure",
     "Measured",
     "Routes",
+    "Station",
     "code_exponents",
     "describe_acceptance",
     "describe_accumulation",
@@ -110,6 +112,7 @@ __all__ = [
     "describe_shifted_targets",
     "describe_speed_up",
     "describe_squeeze",
+    "describe_token_way",
     "describe_training",
     "draw_acceptance",
     "draw_accumulation",
@@ -138,6 +141,7 @@ __all__ = [
     "draw_shifted_targets",
     "draw_speed_up",
     "draw_squeeze",
+    "draw_token_way",
     "draw_training",
     "expert_colours",
     "relative_errors",

@@ -13,6 +13,7 @@ TRANSLATED = {
     "readme": ("README.md", "README_ES.md", "README_ZH.md"),
     "weights": ("docs/weights.md", "docs/weights_ES.md", "docs/weights_ZH.md"),
     "embedded-model": ("docs/embedded-model.md", "docs/embedded-model_ES.md", "docs/embedded-model_ZH.md"),
+    "teaching": ("docs/teaching.md", "docs/teaching_ES.md", "docs/teaching_ZH.md"),
 }
 PAGES = [*(page for pages in TRANSLATED.values() for page in pages), "docs/architecture.md", "resumen.md"]
 

@@ -44,7 +44,7 @@ def test_readme_commands_run(line: str, tmp_path: Path) -> None:
     assert run(line.replace("dsv3 ", f"{shlex.quote(sys.executable)} -m dsv3 ", 1), tmp_path).strip()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/weights.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/weights.md", "docs/teaching.md"])
 def test_python_examples_run(page: str) -> None:
     blocks = fences(page, "python")
     assert blocks

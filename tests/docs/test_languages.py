@@ -15,6 +15,7 @@ def neutral(target: object) -> str:
     """A link or image without its language: README_ES.md and README_ZH.md are README.md there, and a page may link to
     the notebook of its own language."""
     target = re.sub(r"_(ES|ZH|en|es|zh)(?=\.(md|svg|png))", "", str(target))
+    target = re.sub(r"^\.\./notebooks/(en|es|zh)/", "../notebooks/", target)
     return re.sub(r"^notebooks/(en|es|zh)/(?!00_tour)", "notebooks/", target)  # the tour is linked once for each
 
 
