@@ -1,6 +1,6 @@
 """MLA decoding on the paged latent cache on one GPU: microseconds, GB/s or TFLOPS, and the share of the limit.
 
-    python benchmarks/mla_decode.py                             the shapes of ANCHORS, and config_16B's steps
+    python benchmarks/mla_decode.py                             large shapes, and config_16B's steps
     python benchmarks/mla_decode.py --cases 128,16,4096,1 1,128,4096,1      batch, heads, context, query tokens
     python benchmarks/mla_decode.py --tune                      times of the candidate cuts instead
 
@@ -8,7 +8,7 @@ Pages lie in random order. Times are medians over replays of a CUDA graph that g
 nothing is found in the L2 cache. The limit is that of the bytes (cache, queries and result once, at 3.0 TB/s) or that
 of the arithmetic (780 TFLOPS in BF16), whichever is longer. The peer is torch on a cache that lies in order, which
 spares it the pages: two batched products around a softmax, or one call of its fused attention, whichever is faster.
-FlashMLA's figures are those of the page ANCHORS, measured once on another H100. Every result is compared with the
+FlashMLA's figures were measured once, on another H100 (date below). Every result is compared with the
 reference before it is timed. Writes results/mla_decode.<device>.json; half a minute on an H100.
 """
 
@@ -45,8 +45,10 @@ FLASH_MLA = {  # microseconds, H100 80GB HBM3, 2026-11-21
     (32, 128, 32768, 1): 486.7,
 }
 CASES = [*FLASH_MLA, (1, 16, 520, 1), (8, 16, 520, 1), (64, 16, 520, 1), (8, 16, 520, 2)]
-TUNED = [(1, 16, 520, 1), (1, 16, 4096, 1), (64, 16, 520, 1), (128, 16, 4096, 1), (64, 16, 4096, 2), (1, 128, 4096, 1),
-         (128, 128, 4096, 1)]  # fmt: skip
+TUNED = [
+    (1, 16, 520, 1), (1, 16, 4096, 1), (8, 16, 520, 1), (64, 16, 520, 1), (128, 16, 4096, 1), (8, 16, 520, 2),
+    (64, 16, 4096, 2), (1, 128, 520, 1), (1, 128, 4096, 1), (16, 128, 4096, 1), (128, 128, 4096, 1),
+]  # fmt: skip
 ALLOWED_ERROR = 2.0**-7  # of the worst row, as in tests/kernels/tolerances.py
 
 
@@ -196,6 +198,11 @@ def candidates(case: Case) -> list[Attempt]:
         splits = attention.count_splits(case.B, rows, case.L, block_x, block_l, resident * sms)
         shape = attention.Shape(block_x, block_l, splits, warps, stages)
         found.append((f"{shape} resident={resident}", functools.partial(_cut, case, shape)))
+    if torch.cuda.get_device_capability()[0] == 9:
+        for waves in (1, 2):
+            splits = attention.count_splits(case.B, rows, case.L, 64, 64, waves * sms)
+            shape = attention.Shape(64, 64, splits, 16, 1, hopper=True)
+            found.append((f"{shape} waves={waves}", functools.partial(_cut, case, shape)))
     return found
 
 

@@ -22,14 +22,20 @@ their softmax sums. How many there are follows from shapes alone, so that a reco
 tokens a split takes follows from its sequence's `kv_lens_B`, which only the device knows. A result does not depend on
 the other sequences. Splits without tokens leave at once.
 
-Slots behind a sequence's end are never read: they may hold anything, and 0 times NaN is NaN.
+Slots behind a sequence's end never count: they may hold anything, and 0 times NaN is NaN.
+
+**On Hopper** `attention_hopper.py` computes the same splits of the released models' shape, with warps that share a
+tile's work; the kernel here is its twin for every other shape and GPU, for few rows, and for the interpreter.
 """
 
 # Triton is a language of its own: pointers have no type, and a launch passes plain numbers for constexpr parameters.
 # pyright: basic
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
 
+import functools
+import importlib
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -43,31 +49,43 @@ from dsv3.kernels.tiles import sm_count
 LOG2E = 1.4426950408889634
 """exp(x) = 2^(x log2 e): the softmax is taken in base 2, for which there is an instruction."""
 
-MAX_SPLITS = 64
+MAX_SPLITS = 256
 
-_COLUMNS = 128
-"""Of the latent, for one program that adds splits."""
+_SUMMED = 8192
+"""Numbers that one program adds up: a few columns of all splits."""
 
 
 class Shape(NamedTuple):
-    """How a launch is cut: query rows and cached tokens of a tile, splits of the context, warps, pipeline stages."""
+    """How a launch is cut: query rows and cached tokens of a tile, splits of the context, warps, pipeline stages.
+
+    hopper: by the kernel in `attention_hopper.py`, which has chosen all but the splits.
+    """
 
     block_x: int
     block_l: int
     splits: int
     warps: int
     stages: int
+    hopper: bool = False
 
 
-def choose_shape(B: int, rows: int, context: int, sms: int) -> Shape:
-    """From static sizes: B sequences with `rows` query rows each (S * H), and the longest `context` possible."""
+def choose_shape(B: int, rows: int, context: int, sms: int, hopper: bool = False) -> Shape:
+    """From static sizes: B sequences with `rows` query rows each (S * H), and the longest `context` possible.
+
+    `hopper`: that kernel can run.
+    """
+    resident = 1
     if rows <= 16:
-        block_x, block_l, warps, stages, resident = 16, 64, 8, 2, 2
+        cut, resident = (16, 64, 8, 2), 2
+    elif hopper:
+        cut = (64, 64, 16, 1)
     elif rows <= 32:
-        block_x, block_l, warps, stages, resident = 32, 64, 8, 2, 1
+        cut = (32, 64, 8, 2)
     else:
-        block_x, block_l, warps, stages, resident = 64, 64, 8, 2, 1
-    return Shape(block_x, block_l, count_splits(B, rows, context, block_x, block_l, resident * sms), warps, stages)
+        cut = (64, 64, 8, 2)
+    block_x, block_l, warps, stages = cut
+    splits = count_splits(B, rows, context, block_x, block_l, resident * sms)
+    return Shape(block_x, block_l, splits, warps, stages, hopper and rows > 16)
 
 
 def count_splits(B: int, rows: int, context: int, block_x: int, block_l: int, programs: int) -> int:
@@ -95,23 +113,68 @@ def latent_attention(
     o_HTC = torch.empty(H, T, C, dtype=q_latent_THC.dtype, device=device)
     if T == 0:
         return o_HTC.transpose(0, 1)
-    S = T // B
-    block_x, block_l, splits, warps, stages = shape or choose_shape(B, S * H, P * page_size, sm_count(device))
-    parts, sums = split_buffers(o_HTC, splits)
-    overlap = can_overlap(o_HTC)
+    if shape is None:
+        hopper = _runs_on_hopper(q_latent_THC, latents_Xc, R, page_size)
+        shape = choose_shape(B, T // B * H, P * page_size, sm_count(device), hopper)
+    parts, sums = _split_buffers(o_HTC, shape.splits)
     with torch.cuda.device_of(o_HTC):
-        _attend_kernel[(ceil_div(S * H, block_x), splits, B)](
+        attend = _hopper_module().launch if shape.hopper else _attend
+        attend(
             q_latent_THC, q_pe_THR, latents_Xc, page_table_BP, kv_lens_B, o_HTC, parts, sums,
-            scale * LOG2E, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0),
-            q_pe_THR.stride(1), latents_Xc.stride(0), page_table_BP.stride(0),
-            H=H, C=C, R=R, PAGE=page_size, SPLITS=splits, BLOCK_X=block_x, BLOCK_L=block_l, BLOCK_C=_power(C),
-            BLOCK_R=_power(R), OVERLAP=overlap, num_warps=warps, num_stages=stages, launch_pdl=overlap,
+            page_size=page_size, scale=scale * LOG2E, shape=shape,
         )  # fmt: skip
-        add_splits(parts, sums, o_HTC, splits)
+        if shape.splits > 1:
+            _add_splits(parts, sums, o_HTC)
     return o_HTC.transpose(0, 1)
 
 
-def split_buffers(o_HTC: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _runs_on_hopper(q_latent_THC: torch.Tensor, latents_Xc: torch.Tensor, R: int, page_size: int) -> bool:
+    """Whether GPU, triton and tensors are what `attention_hopper.py` is made for."""
+    if not q_latent_THC.is_cuda or torch.cuda.get_device_capability(q_latent_THC.device)[0] != 9:
+        return False
+    module = _hopper_module()
+    sixteen_bytes = latents_Xc.data_ptr() % 16 == 0 and latents_Xc.stride(0) % 8 == 0
+    bf16 = q_latent_THC.dtype == latents_Xc.dtype == torch.bfloat16
+    return module is not None and sixteen_bytes and bf16 and module.fits(q_latent_THC.shape[2], R, page_size)
+
+
+@functools.cache
+def _hopper_module() -> ModuleType | None:
+    """None where this triton has no Gluon with Hopper's instructions: it is experimental, and its names may change."""
+    try:
+        return importlib.import_module("dsv3.kernels.attention_hopper")
+    except (ImportError, AttributeError):
+        return None
+
+
+def _attend(
+    q_latent_THC: torch.Tensor,
+    q_pe_THR: torch.Tensor,
+    latents_Xc: torch.Tensor,
+    page_table_BP: torch.Tensor,
+    kv_lens_B: torch.Tensor,
+    o_HTC: torch.Tensor,
+    parts_ZXC: torch.Tensor,
+    sums_ZX: torch.Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    shape: Shape,
+) -> None:
+    """Fills o_HTC, or parts_ZXC and sums_ZX where there are several splits. `scale` is that of base 2."""
+    (H, T, C), R, B = o_HTC.shape, q_pe_THR.shape[2], len(page_table_BP)
+    S, overlap = T // B, can_overlap(o_HTC)
+    _attend_kernel[(ceil_div(S * H, shape.block_x), shape.splits, B)](
+        q_latent_THC, q_pe_THR, latents_Xc, page_table_BP, kv_lens_B, o_HTC, parts_ZXC, sums_ZX,
+        scale, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0), q_pe_THR.stride(1),
+        latents_Xc.stride(0), page_table_BP.stride(0),
+        H=H, C=C, R=R, PAGE=page_size, SPLITS=shape.splits, BLOCK_X=shape.block_x, BLOCK_L=shape.block_l,
+        BLOCK_C=_power(C), BLOCK_R=_power(R), OVERLAP=overlap, num_warps=shape.warps, num_stages=shape.stages,
+        launch_pdl=overlap,
+    )  # fmt: skip
+
+
+def _split_buffers(o_HTC: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What each split sums up, and the logarithm (base 2) of its softmax sum; rows are (token, head)."""
     if splits == 1:
         return o_HTC, o_HTC  # not used
@@ -120,14 +183,13 @@ def split_buffers(o_HTC: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch
     return parts_ZXC, torch.empty(splits, T * H, dtype=torch.float32, device=device)
 
 
-def add_splits(parts_ZXC: torch.Tensor, sums_ZX: torch.Tensor, o_HTC: torch.Tensor, splits: int) -> None:
-    if splits == 1:
-        return
-    H, T, C = o_HTC.shape
-    overlap = can_overlap(o_HTC)
-    _add_splits_kernel[(T * H, ceil_div(C, _COLUMNS))](
-        parts_ZXC, sums_ZX, o_HTC, T, T * H, H=H, C=C, SPLITS=splits, BLOCK_Z=triton.next_power_of_2(splits),
-        BLOCK_C=_COLUMNS, OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+def _add_splits(parts_ZXC: torch.Tensor, sums_ZX: torch.Tensor, o_HTC: torch.Tensor) -> None:
+    (H, T, C), splits, overlap = o_HTC.shape, len(parts_ZXC), can_overlap(o_HTC)
+    block_z = int(triton.next_power_of_2(splits))
+    block_c = min(128, _power(C), _SUMMED // block_z)
+    _add_splits_kernel[(T * H, ceil_div(C, block_c))](
+        parts_ZXC, sums_ZX, o_HTC, T, T * H, H=H, C=C, SPLITS=splits, BLOCK_Z=block_z, BLOCK_C=block_c,
+        OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
     )  # fmt: skip
 
 
