@@ -69,6 +69,7 @@ imports: $(READY) ## the import contracts of pyproject.toml (docs/architecture.m
 	$(BIN)/lint-imports
 
 notebooks: $(READY) ## run the walkthrough in its three languages and keep the outputs, then check it
+	$(BOOK) navigate
 	$(BOOK) extract $(ONE_CHAPTER)
 	$(ONE_THREAD) $(BOOK) execute --language en $(ONE_CHAPTER)
 	$(BOOK) build $(ONE_CHAPTER)

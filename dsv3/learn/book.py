@@ -1,8 +1,9 @@
-"""The walkthrough as a book in three languages: ``python -m dsv3.learn.book extract | build | check | ...``.
+"""The walkthrough as a book in three languages: ``python -m dsv3.learn.book navigate | extract | build | check | ...``.
 
 ``notebooks/en/NN_name.ipynb`` is what a person edits. ``locales/{es,zh}/NN_name.po`` hold the translations, an entry
 for each Markdown cell. ``notebooks/{es,zh}`` are built from both and edited by nobody.
 
+    navigate  the last cell of every chapter, with links to its neighbours, wherever a chapter or a title is new
     extract   catalogues from the English notebooks: new cells are added, changed ones become fuzzy with the previous
               text kept, vanished ones obsolete; labels of plots and widgets likewise
     build     the translated notebooks; a page that is older than its source says so on its first line
@@ -26,7 +27,7 @@ import polib
 from nbformat import NotebookNode
 
 from dsv3.errors import Dsv3Error, RequestError
-from dsv3.learn import audit, catalogue, labels, pages
+from dsv3.learn import audit, catalogue, labels, navigation, pages
 from dsv3.learn.labels import tr
 
 TRANSLATIONS = [code for code in labels.LANGUAGES if code != "en"]
@@ -70,6 +71,19 @@ class Book:
 
     def labels(self, language: str) -> Path:
         return self.label_catalogues / language / labels.CATALOGUE
+
+
+# -------------------------------------------------------------------------------------------------------- navigate
+
+
+def navigate(book: Book, languages: Sequence[str]) -> list[str]:
+    """Bring the navigation of all chapters up to date, whatever ``only`` says; a line for each that changed."""
+    changed = navigation.update(book, languages)
+    for language in languages:
+        for chapter in changed:
+            if book.page(language, chapter).is_file():  # a new chapter is built when it is translated
+                pages.write_text(book.page(language, chapter), pages.text(built(book, language, chapter)))
+    return [f"{chapter}: a new navigation" for chapter in changed]
 
 
 # --------------------------------------------------------------------------------------------------------- extract
@@ -202,6 +216,7 @@ def _chapter_problems(book: Book, language: str, chapter: str) -> Iterator[str]:
         return
     contents, page = path.read_text(encoding="utf-8"), pages.read(path)
     yield from audit.page_problems(page, name, contents, book.root)
+    yield from navigation.problems(book, language, chapter, page)
     if language == "en":
         if contents != pages.text(page):
             yield f"{name} is not in the one form in which notebooks are kept: run `make notebooks`"
@@ -312,7 +327,7 @@ def write_tables(book: Book, languages: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: problems, or a failure; 2: wrong usage (by argparse)."""
     parser = argparse.ArgumentParser(prog="python -m dsv3.learn.book", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("step", choices=["extract", "build", "execute", "readme", "check", "status"])
+    parser.add_argument("step", choices=["navigate", "extract", "build", "execute", "readme", "check", "status"])
     parser.add_argument("--language", choices=list(labels.LANGUAGES), action="append", help="default: all; may repeat")
     parser.add_argument("--chapter", action="append", help="NN_name; default: all; may repeat")
     parser.add_argument("--root", type=Path, default=Path("."), help="the project's folder (default: this one)")
@@ -326,6 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = [code for code in languages if code != "en"]
     try:
         match args.step:
+            case "navigate":
+                _say(navigate(book, others))
             case "extract":
                 _say(extract(book, others))
             case "build":
