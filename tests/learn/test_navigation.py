@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from dsv3.learn import book, catalogue, navigation, pages
+from dsv3.learn.exercises import by_chapter
 from tests.conftest import ROOT
 from tests.learn.small_book import CHAPTER, notebook, run_as_it_is, small_book, translate, write_source
-from tests.learn.test_chapters import TO_BE_WRITTEN
 
 BOOK = book.Book(ROOT)
 CHAPTERS = BOOK.all_chapters()
 LANGUAGES = ["en", "es", "zh"]
+ANNOUNCED = set(by_chapter()) - set(CHAPTERS)
+"""Chapters whose exercises are there before them: the tour may link them already."""
+
 LINK = re.compile(r"\[([^\]]*)\]\(([^)]*)\)")
 
 
@@ -42,7 +45,7 @@ def test_links_to_files_lead_somewhere(language: str, chapter: str) -> None:
     path = BOOK.page(language, chapter)
     for cell, text in cells(language, chapter).items():
         for _, target in LINK.findall(text):
-            if re.match(r"https?:", target) or Path(target).stem in TO_BE_WRITTEN - set(CHAPTERS):
+            if re.match(r"https?:", target) or Path(target).stem in ANNOUNCED:
                 continue
             assert (path.parent / target.partition("#")[0]).exists(), f"{cell} links to {target}"
 
