@@ -8,8 +8,9 @@ Pages lie in random order. Times are medians over replays of a CUDA graph that g
 nothing is found in the L2 cache. The limit is that of the bytes (cache, queries and result once, at 3.0 TB/s) or that
 of the arithmetic (780 TFLOPS in BF16), whichever is longer. The peer is torch on a cache that lies in order, which
 spares it the pages: two batched products around a softmax, or one call of its fused attention, whichever is faster.
-FlashMLA's figures were measured once, on another H100 (date below). Every result is compared with the
-reference before it is timed. Writes results/mla_decode.<device>.json; half a minute on an H100.
+FlashMLA's figures were measured once, on another H100 (date below). A cache in FP8 is measured beside one in BF16.
+Every result is compared with the reference before it is timed. Writes results/mla_decode.<device>.json; a minute on an
+H100.
 """
 
 import argparse
@@ -45,6 +46,9 @@ FLASH_MLA = {  # microseconds, H100 80GB HBM3, 2026-11-21
     (32, 128, 32768, 1): 486.7,
 }
 CASES = [*FLASH_MLA, (1, 16, 520, 1), (8, 16, 520, 1), (64, 16, 520, 1), (8, 16, 520, 2)]
+FP8_CASES = [(1, 16, 4096, 1), (128, 16, 4096, 1), (64, 16, 520, 1), (128, 64, 8192, 1), (128, 128, 4096, 1)]
+"""Sequences whose cache holds FP8 codes (dsv3/kernels/latent_bytes.py): 656 bytes a token instead of 1152."""
+
 TUNED = [
     (1, 16, 520, 1), (1, 16, 4096, 1), (8, 16, 520, 1), (64, 16, 520, 1), (128, 16, 4096, 1), (8, 16, 520, 2),
     (64, 16, 4096, 2), (1, 128, 520, 1), (1, 128, 4096, 1), (16, 128, 4096, 1), (128, 128, 4096, 1),
@@ -65,20 +69,24 @@ class Case:
     caches: list[torch.Tensor]
     tables: torch.Tensor
     kv_lens: torch.Tensor
+    in_fp8: bool
 
     @classmethod
-    def random(cls, B: int, H: int, L: int, S: int) -> "Case":
+    def random(cls, B: int, H: int, L: int, S: int, in_fp8: bool = False) -> "Case":
         pages = -(-L // PAGE)
         shape, make = (B * pages * PAGE, C + R), functools.partial(torch.randn, device="cuda", dtype=torch.bfloat16)
-        copies = min(64, max(1, -(-int(OUT_OF_CACHE) // (shape[0] * shape[1] * 2))))
+        copies = min(64, max(1, -(-int(OUT_OF_CACHE) // (shape[0] * (656 if in_fp8 else 1152)))))
         q = make(H, B * S, C).transpose(0, 1)
         tables = torch.randperm(B * pages, device="cuda").view(B, pages).to(torch.int32)
         caches = [make(shape) for _ in range(copies)]
+        if in_fp8:
+            caches = [kernels.pack_latents(cache[:, :C], cache[:, C:]) for cache in caches]
         kv_lens = torch.full((B,), L, dtype=torch.int32, device="cuda")
-        return cls(B, H, L, S, q, make(B * S, H, R), caches, tables, kv_lens)
+        return cls(B, H, L, S, q, make(B * S, H, R), caches, tables, kv_lens, in_fp8)
 
     def __str__(self) -> str:
-        return f"{self.B} x {self.H} heads x {self.L}" + (f", {self.S} queries" if self.S > 1 else "")
+        queries = f", {self.S} queries" if self.S > 1 else ""
+        return f"{self.B} x {self.H} heads x {self.L}" + queries + (" in FP8" if self.in_fp8 else "")
 
     def args(self, cache: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.q_latent, self.q_pe, cache, self.tables, self.kv_lens
@@ -90,7 +98,8 @@ class Case:
         """The worst row of a few sequences; of the first cache."""
         chosen = sorted({0, self.B // 2, self.B - 1})
         rows = torch.cat([torch.arange(b * self.S, (b + 1) * self.S) for b in chosen]).cuda()
-        part = (self.q_latent[rows].float(), self.q_pe[rows].float(), self.caches[0], self.tables[chosen])
+        cache = kernels.unpack_latents(self.caches[0], C, R) if self.in_fp8 else self.caches[0]
+        part = (self.q_latent[rows].float(), self.q_pe[rows].float(), cache, self.tables[chosen])
         expected = kernels.latent_attention(
             *part, self.kv_lens[chosen], page_size=PAGE, scale=SCALE, backend="reference"
         )
@@ -101,7 +110,8 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        return 2 * (self.B * self.L * (C + R) + self.B * self.S * self.H * (2 * C + R))
+        rows = self.B * self.L * (kernels.row_bytes(C, R) if self.in_fp8 else 2 * (C + R))
+        return rows + 2 * self.B * self.S * self.H * (2 * C + R)
 
     @property
     def flops(self) -> int:
@@ -149,6 +159,11 @@ def torch_attention(case: Case) -> tuple[str, Samples] | None:
     return min(found, key=lambda each: each[1].median, default=None)
 
 
+def in_bf16(case: Case) -> Samples:
+    other = Case.random(case.B, case.H, case.L, case.S)
+    return microseconds([functools.partial(other.ours, cache) for cache in other.caches])
+
+
 # --- measurements ---------------------------------------------------------------------------------------------------
 
 
@@ -156,14 +171,18 @@ def measure(case: Case, setting: Setting, with_peer: bool) -> Row:
     error = case.check(case.ours(case.caches[0]))
     ours = microseconds([functools.partial(case.ours, cache) for cache in case.caches])
     unit, amount, seconds = case.limit
-    peer, peer_samples = (with_peer and torch_attention(case)) or (None, None)
+    peer, peer_samples = None, None
+    if with_peer and case.in_fp8:
+        peer, peer_samples = "BF16 cache", in_bf16(case)
+    elif with_peer:
+        peer, peer_samples = torch_attention(case) or (None, None)
     rates = [Samples.of(amount / (t / 1e6) for t in s.values) if s else None for s in (ours, peer_samples)]
     assert rates[0] is not None
     notes: dict[str, object] = {"us": round(ours.median, 2), "limit_us": round(seconds * 1e6, 2), "error": error}
     if peer_samples:
         notes["peer_us"] = round(peer_samples.median, 2)
     flash = FLASH_MLA.get((case.B, case.H, case.L, case.S))
-    if flash:
+    if flash and not case.in_fp8:
         notes["FlashMLA, 2026-11-21"] = {"us": flash, unit: round(amount / (flash / 1e6), 1)}
     row = setting.row(
         str(case), rates[0], unit, "higher", peer=peer, peer_samples=rates[1], limit=amount / seconds, notes=notes
@@ -184,7 +203,10 @@ def candidates(case: Case) -> list[Attempt]:
     from dsv3.kernels import attention
 
     rows = case.S * case.H
-    if rows <= 16:  # query rows, tokens, warps, stages, programs on a multiprocessor
+    if case.in_fp8:
+        shapes = [(64, 64, 8, 2, 1), (64, 64, 8, 1, 1), (64, 64, 8, 3, 1), (64, 32, 8, 3, 1)]
+        shapes += [(16, 32, 8, 2, 2), (16, 32, 8, 3, 2), (16, 64, 8, 2, 1), (16, 64, 8, 3, 1)] if rows <= 16 else []
+    elif rows <= 16:  # query rows, tokens, warps, stages, programs on a multiprocessor
         shapes = [(16, 32, 4, 2, 3), (16, 64, 8, 2, 2), (16, 64, 4, 2, 2), (16, 32, 4, 3, 2), (16, 64, 8, 3, 1)]
         shapes += [(16, 32, 4, 5, 1), (16, 32, 8, 3, 2), (16, 64, 8, 2, 4), (16, 64, 8, 2, 1)]
     elif rows <= 32:
@@ -198,7 +220,7 @@ def candidates(case: Case) -> list[Attempt]:
         splits = attention.count_splits(case.B, rows, case.L, block_x, block_l, resident * sms)
         shape = attention.Shape(block_x, block_l, splits, warps, stages)
         found.append((f"{shape} resident={resident}", functools.partial(_cut, case, shape)))
-    if torch.cuda.get_device_capability()[0] == 9:
+    if torch.cuda.get_device_capability()[0] == 9 and not case.in_fp8:
         for waves in (1, 2):
             splits = attention.count_splits(case.B, rows, case.L, 64, 64, waves * sms)
             shape = attention.Shape(64, 64, splits, 16, 1, hopper=True)
@@ -235,15 +257,17 @@ def _quietly(call: Callable[..., object], *args: object) -> None:
         call(*args)
 
 
-def cases(chosen: list[tuple[int, ...]]) -> Iterator[Case]:
-    for sizes in chosen:
-        yield Case.random(*sizes)
-        torch.cuda.empty_cache()
+def cases(chosen: list[tuple[int, ...]], chosen_in_fp8: list[tuple[int, ...]]) -> Iterator[Case]:
+    for in_fp8, every in ((False, chosen), (True, chosen_in_fp8)):
+        for sizes in every:
+            yield Case.random(*sizes, in_fp8=in_fp8)
+            torch.cuda.empty_cache()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="B,H,L,S", help="batch, heads, context, query tokens")
+    parser.add_argument("--fp8", action="store_true", help="only caches in FP8")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
@@ -253,14 +277,18 @@ def main() -> None:
     setting = Setting(name=NAME, device=device, versions=versions_of("torch", "triton"))
     torch.manual_seed(0)
     chosen: list[tuple[int, ...]] = TUNED if options.tune else CASES
+    chosen_in_fp8: list[tuple[int, ...]] = FP8_CASES
     if options.cases:
         chosen = [tuple(map(int, case.split(","))) for case in options.cases]
+        chosen_in_fp8 = chosen if options.fp8 else []
+    if options.fp8:
+        chosen = []
     with torch.inference_mode():
         if options.tune:
-            for case in cases(chosen):
+            for case in cases(chosen, chosen_in_fp8):
                 tune(case)
             return
-        rows = [measure(case, setting, with_peer=not options.no_peer) for case in cases(chosen)]
+        rows = [measure(case, setting, with_peer=not options.no_peer) for case in cases(chosen, chosen_in_fp8)]
     print(table(rows))
     print(write(rows, NAME, kind(device)), file=sys.stderr)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from dsv3.kernels import grouped_gemm, moe_reference, reference
 from dsv3.kernels.grouped_gemm import grouped_linear
+from dsv3.kernels.latent_bytes import pack_latents, row_bytes, unpack_latents
 from dsv3.kernels.moe_reference import ExpertWeights, Routed, SharedWeights
 from dsv3.kernels.reference import BLOCK, E4M3, E4M3_MAX
 
@@ -36,10 +37,13 @@ __all__ = [
     "latent_attention",
     "linear",
     "moe_experts",
+    "pack_latents",
     "rms_norm",
     "rotate_and_cache",
     "route",
+    "row_bytes",
     "triton_available",
+    "unpack_latents",
     "weight_dequant",
     "weight_quant",
 ]
@@ -275,11 +279,16 @@ def latent_attention(
     scale: float,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """MLA in its absorbed form over a paged cache -> o_THC; `reference.latent_attention` says what is what."""
+    """MLA in its absorbed form over a paged cache -> o_THC; `reference.latent_attention` says what is what.
+
+    A uint8 cache is one in FP8, and means what `unpack_latents` makes of it.
+    """
     op = reference.latent_attention
     aligned = latents_Xc.stride(0) * latents_Xc.element_size() % ROW_BYTES == 0
     if (aligned or backend == "triton") and _use_triton(q_latent_THC, backend):
         from dsv3.kernels import attention
 
         op = attention.latent_attention
+    elif latents_Xc.dtype == torch.uint8:
+        latents_Xc = unpack_latents(latents_Xc, q_latent_THC.shape[2], q_pe_THR.shape[2])
     return op(q_latent_THC, q_pe_THR, latents_Xc, page_table_BP, kv_lens_B, page_size=page_size, scale=scale)

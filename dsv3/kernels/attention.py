@@ -42,12 +42,15 @@ import torch
 import triton
 import triton.language as tl
 
+from dsv3.kernels import latent_bytes
 from dsv3.kernels.chain import can_overlap, follow
-from dsv3.kernels.reference import ceil_div
+from dsv3.kernels.reference import BLOCK, ceil_div
 from dsv3.kernels.tiles import sm_count
 
 LOG2E = 1.4426950408889634
 """exp(x) = 2^(x log2 e): the softmax is taken in base 2, for which there is an instruction."""
+
+_BLOCK = tl.constexpr(BLOCK)
 
 MAX_SPLITS = 256
 
@@ -69,13 +72,17 @@ class Shape(NamedTuple):
     hopper: bool = False
 
 
-def choose_shape(B: int, rows: int, context: int, sms: int, hopper: bool = False) -> Shape:
+def choose_shape(B: int, rows: int, context: int, sms: int, hopper: bool = False, in_fp8: bool = False) -> Shape:
     """From static sizes: B sequences with `rows` query rows each (S * H), and the longest `context` possible.
 
-    `hopper`: that kernel can run.
+    `hopper`: that kernel can run. `in_fp8`: the cache holds codes. Making numbers of them takes longer than the
+    products, and for tiles of 64 query rows it happens once; smaller ones are multiplied by instructions that want keys
+    and values in registers, in two different orders.
     """
     resident = 1
-    if rows <= 16:
+    if in_fp8:
+        cut = (64, 64, 8, 2)
+    elif rows <= 16:
         cut, resident = (16, 64, 8, 2), 2
     elif hopper:
         cut = (64, 64, 16, 1)
@@ -114,8 +121,8 @@ def latent_attention(
     if T == 0:
         return o_HTC.transpose(0, 1)
     if shape is None:
-        hopper = _runs_on_hopper(q_latent_THC, latents_Xc, R, page_size)
-        shape = choose_shape(B, T // B * H, P * page_size, sm_count(device), hopper)
+        hopper, in_fp8 = _runs_on_hopper(q_latent_THC, latents_Xc, R, page_size), latents_Xc.dtype == torch.uint8
+        shape = choose_shape(B, T // B * H, P * page_size, sm_count(device), hopper, in_fp8)
     parts, sums = _split_buffers(o_HTC, shape.splits)
     with torch.cuda.device_of(o_HTC):
         attend = _hopper_module().launch if shape.hopper else _attend
@@ -163,14 +170,20 @@ def _attend(
 ) -> None:
     """Fills o_HTC, or parts_ZXC and sums_ZX where there are several splits. `scale` is that of base 2."""
     (H, T, C), R, B = o_HTC.shape, q_pe_THR.shape[2], len(page_table_BP)
-    S, overlap = T // B, can_overlap(o_HTC)
+    S, overlap, block_c = T // B, can_overlap(o_HTC), _power(C)
+    if latents_Xc.dtype == torch.uint8:
+        latents, scales, keys = latent_bytes.views(latents_Xc, C, R)
+        block_c = max(block_c, BLOCK)
+    else:
+        latents, scales, keys = latents_Xc, None, latents_Xc[:, C:]
     _attend_kernel[(ceil_div(S * H, shape.block_x), shape.splits, B)](
-        q_latent_THC, q_pe_THR, latents_Xc, page_table_BP, kv_lens_B, o_HTC, parts_ZXC, sums_ZX,
+        q_latent_THC, q_pe_THR, latents, scales, keys, page_table_BP, kv_lens_B, o_HTC, parts_ZXC, sums_ZX,
         scale, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0), q_pe_THR.stride(1),
-        latents_Xc.stride(0), page_table_BP.stride(0),
-        H=H, C=C, R=R, PAGE=page_size, SPLITS=shape.splits, BLOCK_X=shape.block_x, BLOCK_L=shape.block_l,
-        BLOCK_C=_power(C), BLOCK_R=_power(R), OVERLAP=overlap, num_warps=shape.warps, num_stages=shape.stages,
-        launch_pdl=overlap,
+        page_table_BP.stride(0),
+        LATENT_STRIDE=latents.stride(0), SCALE_STRIDE=0 if scales is None else scales.stride(0),
+        KEY_STRIDE=keys.stride(0), H=H, C=C, R=R, PAGE=page_size, SPLITS=shape.splits, BLOCK_X=shape.block_x,
+        BLOCK_L=shape.block_l, BLOCK_C=block_c, BLOCK_R=_power(R), OVERLAP=overlap, num_warps=shape.warps,
+        num_stages=shape.stages, launch_pdl=overlap,
     )  # fmt: skip
 
 
@@ -208,14 +221,32 @@ def _page_of(table_at, tile, last, kv_len, PAGE: tl.constexpr, BLOCK_L: tl.const
         return tl.load(table_at + place // PAGE, mask=(place < kv_len) & (tile < last), other=0)
 
 
+@triton.jit
+def _scaled(
+    codes_at, scales_at, slots, inside,
+    LATENT_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The latents that codes and scales mean: each scale is loaded once, for its 128 codes."""
+    GROUPS: tl.constexpr = BLOCK_C // _BLOCK
+    groups = tl.arange(0, GROUPS)[None, :]
+    c = (groups * _BLOCK)[:, :, None] + tl.arange(0, _BLOCK)[None, None, :]
+    codes = tl.load(codes_at + (slots * LATENT_STRIDE)[:, :, None] + c, mask=inside[:, :, None] & (c < C), other=0.0)
+    scales = tl.load(scales_at + slots * SCALE_STRIDE + groups, mask=inside & (groups * _BLOCK < C), other=0.0)
+    latent = codes.to(tl.float32) * scales[:, :, None]
+    return tl.reshape(latent.to(DTYPE), (slots.shape[0], BLOCK_C))
+
+
 @triton.jit(do_not_specialize=["S", "T", "table_stride"])
 def _attend_kernel(
-    q_ptr, q_pe_ptr, latents_ptr, table_ptr, lens_ptr, o_ptr, parts_ptr, sums_ptr,
-    scale, S, T, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, latents_stride, table_stride,
+    q_ptr, q_pe_ptr, latents_ptr, scales_ptr, keys_ptr, table_ptr, lens_ptr, o_ptr, parts_ptr, sums_ptr,
+    scale, S, T, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, table_stride,
+    LATENT_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, KEY_STRIDE: tl.constexpr,
     H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    """Without scales the latents are numbers, with them e4m3 codes: see `latent_bytes.py`."""
     follow(OVERLAP)
     split, b = tl.program_id(1), tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
@@ -243,17 +274,24 @@ def _attend_kernel(
     for tile in range(first, last):
         place = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         inside = (place < kv_len)[:, None]
-        start = page.to(tl.int64) * PAGE
+        first_slot = page.to(tl.int64) * PAGE
         if PAGE % BLOCK_L == 0:  # one number, plus what is the same for all tiles
-            start = (start + tile * BLOCK_L % PAGE) * latents_stride
-            at = latents_ptr + start + (tl.arange(0, BLOCK_L) * latents_stride)[:, None]
+            first_slot += tile * BLOCK_L % PAGE
+            slots = tl.arange(0, BLOCK_L)[:, None]
         else:
-            at = latents_ptr + ((start + place % PAGE) * latents_stride)[:, None]
-        latent = tl.load(at + c[None, :], mask=inside & (c < C)[None, :], other=0.0)
-        k_pe = tl.load(at + C + r[None, :], mask=inside & (r < R)[None, :], other=0.0)
+            slots = (first_slot + place % PAGE)[:, None]
+            first_slot = 0
+        latents_at = latents_ptr + first_slot * LATENT_STRIDE
+        if scales_ptr is None:
+            latent = tl.load(latents_at + slots * LATENT_STRIDE + c[None, :], mask=inside & (c < C)[None, :], other=0.0)
+        else:
+            scales_at = scales_ptr + first_slot * SCALE_STRIDE
+            latent = _scaled(latents_at, scales_at, slots, inside, LATENT_STRIDE, SCALE_STRIDE, C, BLOCK_C, q.dtype)
+        at = keys_ptr + first_slot * KEY_STRIDE + slots * KEY_STRIDE + r[None, :]
+        k_pe = tl.load(at, mask=inside & (r < R)[None, :], other=0.0)
         page = _page_of(table_at, tile + 1, last, kv_len, PAGE, BLOCK_L)
 
-        scores = tl.dot(q_pe, tl.trans(k_pe))
+        scores = tl.dot(q_pe, tl.trans(k_pe.to(q_pe.dtype)))
         scores = tl.dot(q, tl.trans(latent), scores) * scale
         scores = tl.where(place[None, :] < sees[:, None], scores, float("-inf"))
         now = tl.maximum(best, tl.max(scores, axis=1))

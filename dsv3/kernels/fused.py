@@ -18,7 +18,12 @@ import torch
 import triton
 import triton.language as tl
 
+from dsv3.kernels import latent_bytes
 from dsv3.kernels.chain import can_overlap, follow
+from dsv3.kernels.quant import _make_scale
+from dsv3.kernels.reference import BLOCK
+
+_BLOCK = tl.constexpr(BLOCK)
 
 _HEADS = 16
 """Heads whose queries one program rotates."""
@@ -69,20 +74,27 @@ def rotate_and_cache(
         q_THX: queries (T, H, N + R); only the last R columns are read.
         kv_Tc: (T, C + R), the latent before its norm and the key before its rotation.
         turns_TR2: cosine and sine of each pair, (T, R/2, 2) in FP32.
-        latents_Xc: one layer's cache (slots, C + R); slots_T says which of them receive the T tokens.
+        latents_Xc: one layer's cache (slots, C + R), or its bytes (`latent_bytes.py`): then the latent is quantised as
+            it is written. slots_T says which slots receive the T tokens.
     """
     (n, h, x), c, r = q_THX.shape, norm_weight_C.shape[0], 2 * turns_TR2.shape[1]
     q_pe_THR = torch.empty(n, h, r, dtype=q_THX.dtype, device=q_THX.device)
     if n:
         assert (q_THX.stride(2), kv_Tc.stride(1), latents_Xc.stride(1)) == (1, 1, 1)
+        block_c = triton.next_power_of_2(c)
+        if latents_Xc.dtype == torch.uint8:
+            latents, scales, keys = latent_bytes.views(latents_Xc, c, r)
+            block_c = max(block_c, BLOCK)
+        else:
+            latents, scales, keys = latents_Xc, None, latents_Xc[:, c:]
         turns_TR2, overlap = turns_TR2.contiguous(), can_overlap(q_THX)
         with torch.cuda.device_of(q_THX):
             _rotate_and_cache_kernel[(n, 1 + triton.cdiv(h, _HEADS))](
-                q_THX, kv_Tc, norm_weight_C, turns_TR2, latents_Xc, slots_T, q_pe_THR,
-                h, x - r, c, eps, q_THX.stride(0), q_THX.stride(1), kv_Tc.stride(0), latents_Xc.stride(0),
-                HALF=r // 2, HEADS=_HEADS, BLOCK_C=triton.next_power_of_2(c),
-                BLOCK_HALF=triton.next_power_of_2(r // 2), OVERLAP=overlap, num_warps=4,
-                launch_pdl=overlap,
+                q_THX, kv_Tc, norm_weight_C, turns_TR2, latents, scales, keys, slots_T, q_pe_THR,
+                h, x - r, c, eps, q_THX.stride(0), q_THX.stride(1), kv_Tc.stride(0), latents.stride(0),
+                0 if scales is None else scales.stride(0), keys.stride(0),
+                HALF=r // 2, HEADS=_HEADS, BLOCK_C=block_c,
+                BLOCK_HALF=triton.next_power_of_2(r // 2), OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
             )  # fmt: skip
     return q_pe_THR
 
@@ -118,22 +130,35 @@ def _rotated(even, odd, turns_ptr, row, pairs, inside, HALF: tl.constexpr):
 
 @triton.jit
 def _cache_latent(
-    token, kv_ptr, weight_ptr, turns_ptr, latents_ptr, slots_ptr, c, eps, kv_stride, latents_stride,
+    token, kv_ptr, weight_ptr, turns_ptr, latents_ptr, scales_ptr, keys_ptr, slots_ptr, c, eps, kv_stride,
+    latents_stride, scales_stride, keys_stride,
     HALF: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     columns, pairs = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_HALF)
     inside, real = columns < c, pairs < HALF
     kv = kv_ptr + token * kv_stride
-    to = latents_ptr + tl.load(slots_ptr + token).to(tl.int64) * latents_stride
+    slot = tl.load(slots_ptr + token).to(tl.int64)
     latent = tl.load(kv + columns, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(latent * latent, axis=0) / c + eps)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(to + columns, (latent * scale * weight).to(latents_ptr.dtype.element_ty), mask=inside)
+    latent = latent * scale * weight
+    to = latents_ptr + slot * latents_stride
+    if scales_ptr is None:
+        tl.store(to + columns, latent.to(latents_ptr.dtype.element_ty), mask=inside)
+    else:
+        latent = latent.to(kv_ptr.dtype.element_ty).to(tl.float32)  # as a cache of numbers would hold it
+        blocks = tl.reshape(latent, (BLOCK_C // _BLOCK, _BLOCK))
+        scales = _make_scale(tl.max(tl.abs(blocks), axis=1), False)
+        codes = tl.div_rn(blocks, tl.broadcast_to(scales[:, None], blocks.shape))
+        tl.store(to + columns, tl.reshape(codes, (BLOCK_C,)).to(latents_ptr.dtype.element_ty), mask=inside)
+        groups = tl.arange(0, BLOCK_C // _BLOCK)
+        tl.store(scales_ptr + slot * scales_stride + groups, scales, mask=groups * _BLOCK < c)
     even = tl.load(kv + c + 2 * pairs, mask=real, other=0.0).to(tl.float32)
     odd = tl.load(kv + c + 2 * pairs + 1, mask=real, other=0.0).to(tl.float32)
     even, odd = _rotated(even, odd, turns_ptr, token, pairs, real, HALF)
-    tl.store(to + c + 2 * pairs, even.to(latents_ptr.dtype.element_ty), mask=real)
-    tl.store(to + c + 2 * pairs + 1, odd.to(latents_ptr.dtype.element_ty), mask=real)
+    to = keys_ptr + slot * keys_stride + 2 * pairs
+    tl.store(to, even.to(keys_ptr.dtype.element_ty), mask=real)
+    tl.store(to + 1, odd.to(keys_ptr.dtype.element_ty), mask=real)
 
 
 @triton.jit
@@ -155,8 +180,8 @@ def _rotate_queries(
 
 @triton.jit
 def _rotate_and_cache_kernel(
-    q_ptr, kv_ptr, weight_ptr, turns_ptr, latents_ptr, slots_ptr, q_pe_ptr,
-    h, n_nope, c, eps, q_stride_t, q_stride_h, kv_stride, latents_stride,
+    q_ptr, kv_ptr, weight_ptr, turns_ptr, latents_ptr, scales_ptr, keys_ptr, slots_ptr, q_pe_ptr,
+    h, n_nope, c, eps, q_stride_t, q_stride_h, kv_stride, latents_stride, scales_stride, keys_stride,
     HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HALF: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -165,8 +190,8 @@ def _rotate_and_cache_kernel(
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if part == 0:
         _cache_latent(
-            token, kv_ptr, weight_ptr, turns_ptr, latents_ptr, slots_ptr, c, eps, kv_stride, latents_stride,
-            HALF, BLOCK_C, BLOCK_HALF,
+            token, kv_ptr, weight_ptr, turns_ptr, latents_ptr, scales_ptr, keys_ptr, slots_ptr, c, eps, kv_stride,
+            latents_stride, scales_stride, keys_stride, HALF, BLOCK_C, BLOCK_HALF,
         )  # fmt: skip
     else:
         first = (part - 1) * HEADS

@@ -38,9 +38,15 @@ def inputs(lens: list[int], S: int, H: int, C: int, R: int, page_size: int, spar
     return [*(x.to(DEVICE, dtype) for x in (q, q_pe, latents)), table.to(DEVICE), kv_lens.to(DEVICE)]
 
 
-def attend(lens: list[int], S: int, H: int, C: int, R: int, page_size: int, spare: int, dtype: torch.dtype, shape=None):
+def attend(
+    lens: list[int], S: int, H: int, C: int, R: int, page_size: int, spare: int, dtype: torch.dtype, shape=None,
+    in_fp8: bool = False,
+):  # fmt: skip
     """Result and expectation; `shape` None: as the op table has it."""
     tensors, options = inputs(lens, S, H, C, R, page_size, spare, dtype), {"page_size": page_size}
+    if in_fp8:
+        latents = tensors[2].float()
+        tensors[2] = kernels.pack_latents(latents[:, :C], latents[:, C:])
     options["scale"] = (C + R) ** -0.5
     if shape is None:
         got = kernels.latent_attention(*tensors, **options, backend="triton")
@@ -73,6 +79,21 @@ def test_equals_the_statement(lens, S, H, C, R, page_size, spare):
 def test_every_cut(block_x, block_l, splits, page_size):
     shape = attention.Shape(block_x, block_l, splits, warps=4 if block_x == 16 else 8, stages=2)
     got, expected = attend([200, 2, 0, 65], 3, 11, 64, 16, page_size, 1, torch.bfloat16, shape)
+    assert worst_row_error(got.float(), expected.float()) <= ATTENTION_BF16
+
+
+@pytest.mark.parametrize(
+    ("C", "R", "splits", "page_size", "block_l"),
+    [(512, 64, 2, 64, 32), (128, 32, 1, 16, 64), (20, 6, 3, 64, 64), (200, 16, 1, 8, 32)],
+)
+def test_a_cache_in_fp8(C, R, splits, page_size, block_l):
+    shape = attention.Shape(16, block_l, splits, warps=4, stages=2)
+    got, expected = attend([100, 0, 65, 3], 2, 5, C, R, page_size, 1, torch.bfloat16, shape, in_fp8=True)
+    assert worst_row_error(got.float(), expected.float()) <= ATTENTION_BF16
+
+
+def test_the_op_table_reads_a_cache_in_fp8():
+    got, expected = attend([130], 1, 16, 128, 32, 64, 0, torch.bfloat16, in_fp8=True)
     assert worst_row_error(got.float(), expected.float()) <= ATTENTION_BF16
 
 

@@ -100,31 +100,44 @@ def test_add_rms_norm_compiles(d, warps):
 
 
 @pytest.mark.parametrize("slots", ["i32", "i64"])
-def test_rotate_and_cache_compiles(slots):
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_rotate_and_cache_compiles(slots, in_fp8):
+    integers = ("h", "n_nope", "c", "q_stride_t", "q_stride_h", "kv_stride", "latents_stride", "scales_stride")
     signature = {
-        **dict.fromkeys(("q_ptr", "kv_ptr", "weight_ptr", "latents_ptr", "q_pe_ptr"), "*bf16"),
-        **dict.fromkeys(("h", "n_nope", "c", "q_stride_t", "q_stride_h", "kv_stride", "latents_stride"), "i32"),
+        **dict.fromkeys(("q_ptr", "kv_ptr", "weight_ptr", "keys_ptr", "q_pe_ptr"), "*bf16"),
+        **dict.fromkeys((*integers, "keys_stride"), "i32"),
+        **({"scales_ptr": "*fp32"} if in_fp8 else {}),
+        "latents_ptr": "*fp8e4nv" if in_fp8 else "*bf16",
         "turns_ptr": "*fp32",
         "slots_ptr": f"*{slots}",
         "eps": "fp32",
     }
     constants = {"HALF": 32, "HEADS": 16, "BLOCK_C": 512, "BLOCK_HALF": 32, "OVERLAP": True}
-    assert "st.global" in ptx(fused._rotate_and_cache_kernel, signature, constants, num_warps=4)
+    constants |= {} if in_fp8 else {"scales_ptr": None}
+    code = ptx(fused._rotate_and_cache_kernel, signature, constants, num_warps=4)
+    assert ("cvt.rn.satfinite.e4m3x2.f32" in code) == in_fp8
+    assert ("div.rn.f32" in code) == in_fp8
 
 
 @pytest.mark.parametrize("B", [1, 64])
 @pytest.mark.parametrize("heads", [16, 32, 128])
-def test_attention_compiles(B, heads):
-    shape = attention.choose_shape(B, heads, 4096, 132)
-    integers = ("S", "T", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "latents_stride", "table_stride")
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_attention_compiles(B, heads, in_fp8):
+    shape = attention.choose_shape(B, heads, 4096, 132, in_fp8=in_fp8)
+    integers = ("S", "T", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "table_stride")
     signature = {
-        **dict.fromkeys(("q_ptr", "q_pe_ptr", "latents_ptr", "o_ptr"), "*bf16"),
+        **dict.fromkeys(("q_ptr", "q_pe_ptr", "keys_ptr", "o_ptr"), "*bf16"),
         **dict.fromkeys(("table_ptr", "lens_ptr"), "*i32"),
         **dict.fromkeys(("parts_ptr", "sums_ptr"), "*fp32" if shape.splits > 1 else "*bf16"),
         **dict.fromkeys(integers, "i32"),
+        **({"scales_ptr": "*fp32"} if in_fp8 else {}),
+        "latents_ptr": "*fp8e4nv" if in_fp8 else "*bf16",
         "scale": "fp32",
     }
-    sizes = {"H": heads, "C": 512, "R": 64, "PAGE": 64, "SPLITS": shape.splits, "BLOCK_C": 512, "BLOCK_R": 64}
-    constants = {**sizes, "BLOCK_X": shape.block_x, "BLOCK_L": shape.block_l, "OVERLAP": True}
+    strides = (656, 164, 328) if in_fp8 else (576, 0, 576)
+    constants = dict(zip(("LATENT_STRIDE", "SCALE_STRIDE", "KEY_STRIDE"), strides, strict=True))
+    constants |= {"H": heads, "C": 512, "R": 64, "PAGE": 64, "SPLITS": shape.splits, "BLOCK_C": 512, "BLOCK_R": 64}
+    constants |= {"BLOCK_X": shape.block_x, "BLOCK_L": shape.block_l, "OVERLAP": True}
+    constants |= {} if in_fp8 else {"scales_ptr": None}
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
     assert_uses_the_tensor_cores(ptx(attention._attend_kernel, signature, constants, **options), shape.block_x)

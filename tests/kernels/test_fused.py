@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dsv3 import kernels
+from dsv3.kernels.latent_bytes import views
 from dsv3.layers.rope import rotate
 from tests.kernels.tolerances import FUSED_BF16, FUSED_FP32, relative_error
 
@@ -63,6 +64,23 @@ def test_rotate_and_cache(T, H, N, R, C, dtype):
     others = torch.ones(9, dtype=torch.bool, device=DEVICE)
     others[slots] = False
     assert cache[others].isnan().all()
+
+
+@pytest.mark.parametrize(("R", "C"), [(64, 512), (32, 128), (6, 20), (16, 200)])
+def test_writes_the_bytes_of_a_cache_in_fp8(R, C):
+    T, H = 5, 2
+    q, kv, weight = random(T, H, R, dtype=torch.bfloat16), random(T, C + R, dtype=torch.bfloat16), random(C)
+    kv[0] = 0  # a block of zeros
+    kv[1] *= 1000
+    slots, turns = torch.randperm(9)[:T].to(DEVICE), random(T, R // 2, 2)
+    numbers = torch.zeros(9, C + R, dtype=torch.bfloat16, device=DEVICE)
+    got = torch.full((9, kernels.row_bytes(C, R)), 77, dtype=torch.uint8, device=DEVICE)
+    results = [kernels.rotate_and_cache(q, kv, weight, 1e-6, turns, cache, slots) for cache in (numbers, got)]
+    assert torch.equal(*results)
+    expected = torch.full_like(got, 77)
+    expected[slots] = kernels.pack_latents(numbers[slots, :C], numbers[slots, C:])
+    for written, wanted in zip(views(got, C, R), views(expected, C, R), strict=True):
+        assert torch.equal(*(x.contiguous().view(torch.uint8) for x in (written, wanted)))
 
 
 def test_no_tokens_write_nothing():
