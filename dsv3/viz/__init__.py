@@ -77,6 +77,14 @@ from dsv3.viz.theme import save
 from dsv3.viz.tokens import expert_colours, token_strip, visible_token
 from dsv3.viz.training import describe_training, draw_training
 from dsv3.viz.way import Station, describe_token_way, draw_token_way
+from dsv3.viz.yarn import (
+    describe_perplexity,
+    describe_ramp,
+    describe_wavelengths,
+    draw_perplexity,
+    draw_ramp,
+    draw_wavelengths,
+)
 
 __all__ = [
     "DraftStep",
@@ -104,6 +112,8 @@ __all__ = [
     "describe_memory",
     "describe_number_line",
     "describe_parameter_shares",
+    "describe_perplexity",
+    "describe_ramp",
     "describe_ratios",
     "describe_recall",
     "describe_roofline",
@@ -114,6 +124,7 @@ __all__ = [
     "describe_squeeze",
     "describe_token_way",
     "describe_training",
+    "describe_wavelengths",
     "draw_acceptance",
     "draw_accumulation",
     "draw_against_chance",
@@ -133,6 +144,8 @@ __all__ = [
     "draw_memory",
     "draw_number_line",
     "draw_parameter_shares",
+    "draw_perplexity",
+    "draw_ramp",
     "draw_ratios",
     "draw_recall",
     "draw_roofline",
@@ -143,6 +156,7 @@ __all__ = [
     "draw_squeeze",
     "draw_token_way",
     "draw_training",
+    "draw_wavelengths",
     "expert_colours",
     "relative_errors",
     "save",
