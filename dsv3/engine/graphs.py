@@ -148,7 +148,7 @@ class DecodeGraphs:
     @staticmethod
     def supports(model: Transformer, cache: LatentCache) -> bool:
         """A whole Transformer in BF16 or FP8 on a GPU that has the kernels."""
-        if not isinstance(model, Transformer) or model.act_dtype != torch.bfloat16:
+        if not isinstance(model, Transformer) or model.embed.weight.dtype != torch.bfloat16:
             return False
         whole = model.embed.weight.shape[0] == model.config.vocab_size
         aligned = model.config.latent_dim * cache.storage.element_size() % kernels.ROW_BYTES == 0

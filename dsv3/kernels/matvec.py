@@ -27,14 +27,10 @@ import triton.language as tl
 from dsv3.kernels import reference
 from dsv3.kernels.chain import can_overlap, follow
 from dsv3.kernels.quant import _make_scale
-from dsv3.kernels.tiles import Tile
+from dsv3.kernels.tiles import MAX_ROWS, Tile
 
 _LOAD_BYTES = tl.constexpr(16)
 """What a thread loads at once."""
-
-
-MAX_ROWS = 4
-"""Rows that a program takes along: each costs a multiplication per weight on the ordinary cores, and those run out."""
 
 
 def matvec(

@@ -127,11 +127,17 @@ def work(item, steps, full, splits):
 Op = Literal["fp8_gemm", "fp8_linear", "linear"]
 
 
+MAX_ROWS = 4
+"""Rows that a matrix-vector product takes along: each costs a multiplication per weight on the ordinary cores, and
+those run out."""
+
+
 def choose(op: Op, m: int, n: int, k: int) -> Tile:
     """The committed tile of the shape: the one measured for its N and K at the next larger M, or a rule of thumb."""
     measured = _table().get((op, n, k))
-    if measured:
-        return next((tile for up_to, tile in measured if m <= up_to), measured[-1][1])
+    tile = next((tile for up_to, tile in measured or () if m <= up_to), measured[-1][1] if measured else None)
+    if tile is not None and (tile.kernel != "matvec" or m <= MAX_ROWS):
+        return tile
     return _bf16_rule(m, n, k) if op == "linear" else _fp8_rule(m, n, k)
 
 
