@@ -178,10 +178,10 @@ def _attend(
         latents, scales, keys = latents_Xc, None, latents_Xc[:, C:]
     _attend_kernel[(ceil_div(S * H, shape.block_x), shape.splits, B)](
         q_latent_THC, q_pe_THR, latents, scales, keys, page_table_BP, kv_lens_B, o_HTC, parts_ZXC, sums_ZX,
-        scale, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0), q_pe_THR.stride(1),
-        page_table_BP.stride(0),
+        scale, S, T, shape.splits, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0),
+        q_pe_THR.stride(1), page_table_BP.stride(0),
         LATENT_STRIDE=latents.stride(0), SCALE_STRIDE=0 if scales is None else scales.stride(0),
-        KEY_STRIDE=keys.stride(0), H=H, C=C, R=R, PAGE=page_size, SPLITS=shape.splits, BLOCK_X=shape.block_x,
+        KEY_STRIDE=keys.stride(0), H=H, C=C, R=R, PAGE=page_size, WHOLE=shape.splits == 1, BLOCK_X=shape.block_x,
         BLOCK_L=shape.block_l, BLOCK_C=block_c, BLOCK_R=_power(R), OVERLAP=overlap, num_warps=shape.warps,
         num_stages=shape.stages, launch_pdl=overlap,
     )  # fmt: skip
@@ -201,8 +201,8 @@ def _add_splits(parts_ZXC: torch.Tensor, sums_ZX: torch.Tensor, o_HTC: torch.Ten
     block_z = int(triton.next_power_of_2(splits))
     block_c = min(128, _power(C), _SUMMED // block_z)
     _add_splits_kernel[(T * H, ceil_div(C, block_c))](
-        parts_ZXC, sums_ZX, o_HTC, T, T * H, H=H, C=C, SPLITS=splits, BLOCK_Z=block_z, BLOCK_C=block_c,
-        OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+        parts_ZXC, sums_ZX, o_HTC, T, T * H, splits, H=H, C=C, BLOCK_Z=block_z, BLOCK_C=block_c, OVERLAP=overlap,
+        num_warps=4, launch_pdl=overlap,
     )  # fmt: skip
 
 
@@ -237,12 +237,13 @@ def _scaled(
     return tl.reshape(latent.to(DTYPE), (slots.shape[0], BLOCK_C))
 
 
-@triton.jit(do_not_specialize=["S", "T", "table_stride"])
+# One compiled kernel serves all batches and contexts: their sizes are plain numbers, and no 1 among them is special.
+@triton.jit(do_not_specialize=["S", "T", "splits", "table_stride"])
 def _attend_kernel(
     q_ptr, q_pe_ptr, latents_ptr, scales_ptr, keys_ptr, table_ptr, lens_ptr, o_ptr, parts_ptr, sums_ptr,
-    scale, S, T, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, table_stride,
+    scale, S, T, splits, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, table_stride,
     LATENT_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, KEY_STRIDE: tl.constexpr,
-    H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
+    H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, PAGE: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -257,7 +258,7 @@ def _attend_kernel(
     sees = kv_len - (S - 1 - s)  # each query sees itself and what is before it
 
     tiles = tl.cdiv(kv_len, BLOCK_L)
-    each = tl.cdiv(tiles, SPLITS)
+    each = tl.cdiv(tiles, splits)
     first, last = split * each, min(tiles, split * each + each)
 
     c, r = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
@@ -304,7 +305,7 @@ def _attend_kernel(
 
     result = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     mask = real[:, None] & (c < C)[None, :]
-    if SPLITS == 1:
+    if WHOLE:
         tl.store(o_ptr + (head * T + token)[:, None] * C + c[None, :], result.to(o_ptr.dtype.element_ty), mask=mask)
     else:
         row = split.to(tl.int64) * T * H + token * H + head
@@ -314,18 +315,17 @@ def _attend_kernel(
         tl.store(sums_ptr + row, log_sum, mask=real)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "rows", "n_splits"])
 def _add_splits_kernel(
-    parts_ptr, sums_ptr, o_ptr, T, rows,
-    H: tl.constexpr, C: tl.constexpr, SPLITS: tl.constexpr, BLOCK_Z: tl.constexpr, BLOCK_C: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    parts_ptr, sums_ptr, o_ptr, T, rows, n_splits,
+    H: tl.constexpr, C: tl.constexpr, BLOCK_Z: tl.constexpr, BLOCK_C: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_C columns of one row of (T, H): the sum of its splits, weighted by their shares of the softmax sum."""
     follow(OVERLAP)
     row = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     splits = tl.arange(0, BLOCK_Z).to(tl.int64)
-    log_sums = tl.load(sums_ptr + splits * rows + row, mask=splits < SPLITS, other=float("-inf"))
+    log_sums = tl.load(sums_ptr + splits * rows + row, mask=splits < n_splits, other=float("-inf"))
     best = tl.max(log_sums, axis=0)
     weights = tl.exp2(log_sums - tl.where(best == float("-inf"), 0.0, best))
     # A split without tokens has the weight 0 and wrote nothing.

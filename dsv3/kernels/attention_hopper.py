@@ -93,9 +93,9 @@ def launch(
     S, overlap = T // B, can_overlap(o_HTC)
     _attend_kernel[(ceil_div(S * H, _X.value), splits, B)](
         q_latent_THC, q_pe_THR, _tiles(latents_Xc, LATENT // 2), _tiles(latents_Xc, KEY), page_table_BP, kv_lens_B,
-        o_HTC, parts_ZXC, sums_ZX, scale, S, T, q_latent_THC.stride(0), q_latent_THC.stride(1), q_pe_THR.stride(0),
-        q_pe_THR.stride(1), page_table_BP.stride(0),
-        H=H, PAGE=page_size, SPLITS=splits, OVERLAP=overlap, num_warps=4, maxnreg=REGISTERS[0], launch_pdl=overlap,
+        o_HTC, parts_ZXC, sums_ZX, scale, S, T, splits, q_latent_THC.stride(0), q_latent_THC.stride(1),
+        q_pe_THR.stride(0), q_pe_THR.stride(1), page_table_BP.stride(0),
+        H=H, PAGE=page_size, WHOLE=splits == 1, OVERLAP=overlap, num_warps=4, maxnreg=REGISTERS[0], launch_pdl=overlap,
     )  # fmt: skip
 
 
@@ -105,11 +105,11 @@ def _tiles(x: torch.Tensor, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, shape, gl.NVMMASharedLayout.get_default_for(shape, gl.bfloat16))
 
 
-@gluon.jit(do_not_specialize=["S", "T", "table_stride"])
+@gluon.jit(do_not_specialize=["S", "T", "splits", "table_stride"])
 def _attend_kernel(
     q_ptr, q_pe_ptr, latent_tiles, key_tiles, table_ptr, lens_ptr, o_ptr, parts_ptr, sums_ptr,
-    scale, S, T, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, table_stride,
-    H: gl.constexpr, PAGE: gl.constexpr, SPLITS: gl.constexpr, OVERLAP: gl.constexpr,
+    scale, S, T, splits, q_stride_t, q_stride_h, pe_stride_t, pe_stride_h, table_stride,
+    H: gl.constexpr, PAGE: gl.constexpr, WHOLE: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     _follow(OVERLAP)
     latents = gl.allocate_shared_memory(latent_tiles.dtype, [_SLOTS, _L, _HALF], latent_tiles.layout)
@@ -134,10 +134,10 @@ def _attend_kernel(
     outputs = (o_ptr, parts_ptr)
     gl.warp_specialize(
         [
-            (_add, (0, ring, belt, lens_ptr, outputs, S, T, H, SPLITS)),
-            (_add, (1, ring, belt, lens_ptr, outputs, S, T, H, SPLITS)),
-            (_score, (ring, belt, queries, asked, lens_ptr, sums_ptr, scale, S, T, H, SPLITS)),
-            (_produce, (ring, latent_tiles, key_tiles, table_ptr, table_stride, lens_ptr, PAGE, SPLITS)),
+            (_add, (0, ring, belt, lens_ptr, outputs, S, T, splits, H, WHOLE)),
+            (_add, (1, ring, belt, lens_ptr, outputs, S, T, splits, H, WHOLE)),
+            (_score, (ring, belt, queries, asked, lens_ptr, sums_ptr, scale, S, T, splits, H, WHOLE)),
+            (_produce, (ring, latent_tiles, key_tiles, table_ptr, table_stride, lens_ptr, splits, PAGE)),
         ],
         worker_num_warps=[4, 4, 1],
         worker_num_regs=[160, 168, 24],
@@ -155,12 +155,12 @@ def _follow(OVERLAP: gl.constexpr):
 
 
 @gluon.jit
-def _share(lens_ptr, SPLITS: gl.constexpr):
+def _share(lens_ptr, splits):
     """This program's sequence, its length, and which of its tiles are this split's."""
     b = gl.program_id(2)
     kv_len = gl.load(lens_ptr + b).to(gl.int32)
     tiles = gl.cdiv(kv_len, _L)
-    each = gl.cdiv(tiles, SPLITS)
+    each = gl.cdiv(tiles, splits)
     first = gl.program_id(1) * each
     return b, kv_len, first, gl.minimum(tiles, first + each)
 
@@ -173,11 +173,9 @@ def _step(slot, phase, n):
 
 
 @gluon.jit
-def _produce(
-    ring, latent_tiles, key_tiles, table_ptr, table_stride, lens_ptr, PAGE: gl.constexpr, SPLITS: gl.constexpr
-):
+def _produce(ring, latent_tiles, key_tiles, table_ptr, table_stride, lens_ptr, splits, PAGE: gl.constexpr):
     latents, keys, filled, emptied = ring
-    b, _, first, last = _share(lens_ptr, SPLITS)
+    b, _, first, last = _share(lens_ptr, splits)
     table_at = table_ptr + b * table_stride
     page = gl.load(table_at + gl.minimum(first, gl.maximum(last - 1, 0)) * _L // PAGE)
     slot, phase = 0, 1  # "the round before" counts as emptied
@@ -195,13 +193,13 @@ def _produce(
 
 
 @gluon.jit
-def _score(ring, belt, queries, asked, lens_ptr, sums_ptr, scale, S, T, H: gl.constexpr, SPLITS: gl.constexpr):
+def _score(ring, belt, queries, asked, lens_ptr, sums_ptr, scale, S, T, splits, H: gl.constexpr, WHOLE: gl.constexpr):
     """The running softmax over all tiles: weights and fade factors of each, at last one over the sum of all weights."""
     latents, keys, filled, _ = ring
     weights, factors, ready, used = belt
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
-    b, kv_len, first, last = _share(lens_ptr, SPLITS)
+    b, kv_len, first, last = _share(lens_ptr, splits)
     q_left, q_pe = _load_queries(queries, asked, b, S, H, gl.DotOperandLayout(0, layout, k_width=2))
     rows = gl.program_id(0) * _X + gl.arange(0, _X, layout=row_layout)
     sees = kv_len - (S - 1 - rows // H)  # each query sees itself and what is before it
@@ -240,7 +238,7 @@ def _score(ring, belt, queries, asked, lens_ptr, sums_ptr, scale, S, T, H: gl.co
     some = gl.where(total > 0.0, total, 1.0)
     factors.index(2).store(1.0 / some)
     mbarrier.arrive(ready.index(2))
-    if SPLITS > 1:
+    if not WHOLE:
         at = (gl.program_id(1).to(gl.int64) * T + b * S) * H + rows
         gl.store(sums_ptr + at, gl.where(total > 0.0, best + gl.log2(some), float("-inf")), mask=rows < S * H)
 
@@ -268,14 +266,14 @@ def _load_queries(queries, asked, b, S, H: gl.constexpr, operand: gl.constexpr):
 
 
 @gluon.jit
-def _add(WHICH: gl.constexpr, ring, belt, lens_ptr, outputs, S, T, H: gl.constexpr, SPLITS: gl.constexpr):
+def _add(WHICH: gl.constexpr, ring, belt, lens_ptr, outputs, S, T, splits, H: gl.constexpr, WHOLE: gl.constexpr):
     """Half of the latent's columns: the weighted sum of all tiles."""
     latents, _, filled, emptied = ring
     weights, factors, ready, used = belt
     o_ptr, parts_ptr = outputs
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
-    b, kv_len, first, last = _share(lens_ptr, SPLITS)
+    b, kv_len, first, last = _share(lens_ptr, splits)
     acc = gl.zeros((_X, _HALF), gl.float32, layout)
     slot, phase = WHICH, 0
     for tile in range(first, last):
@@ -297,7 +295,7 @@ def _add(WHICH: gl.constexpr, ring, belt, lens_ptr, outputs, S, T, H: gl.constex
     rows = gl.program_id(0) * _X + gl.arange(0, _X, layout=row_layout)
     columns = WHICH * _HALF + gl.arange(0, _HALF, layout=gl.SliceLayout(0, layout))
     mask = (rows < S * H)[:, None]
-    if SPLITS == 1:
+    if WHOLE:
         token = (b * S + rows // H).to(gl.int64)
         at = o_ptr + ((rows % H * T + token) * _C)[:, None] + columns[None, :]
         gl.store(at, acc.to(o_ptr.dtype.element_ty), mask=mask)

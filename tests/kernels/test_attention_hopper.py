@@ -51,8 +51,8 @@ def test_partitions_agree_on_every_buffer(lens, S, H, splits, page_size):
     scale = (C + R) ** -0.5
     gluon_threads.run(
         attention_hopper._attend_kernel, [], (-(-S * H // 64), splits, B),
-        [*pointers[:2], *tiles, *pointers[2:], scale * attention.LOG2E, S, T, *strides],
-        H=H, PAGE=page_size, SPLITS=splits, OVERLAP=False,
+        [*pointers[:2], *tiles, *pointers[2:], scale * attention.LOG2E, S, T, splits, *strides],
+        H=H, PAGE=page_size, WHOLE=splits == 1, OVERLAP=False,
     )  # fmt: skip
     if splits > 1:  # what _add_splits_kernel does
         shares = torch.exp2(sums - sums.amax(0).clamp_min(-1e30))
@@ -69,8 +69,8 @@ def test_it_compiles_without_spilling_in_its_loops(heads, splits, page_size, tmp
         return f"tensordesc<bf16[64, {columns}],{layout!r}>"
 
     kernel = attention_hopper._attend_kernel
-    integers = ("S", "T", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "table_stride")
-    constants = {"H": heads, "PAGE": page_size, "SPLITS": splits, "OVERLAP": True}
+    integers = ("S", "T", "splits", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "table_stride")
+    constants = {"H": heads, "PAGE": page_size, "WHOLE": splits == 1, "OVERLAP": True}
     signature = {
         **dict.fromkeys(("q_ptr", "q_pe_ptr", "o_ptr"), "*bf16"),
         **dict.fromkeys(("parts_ptr", "sums_ptr"), "*fp32" if splits > 1 else "*bf16"),

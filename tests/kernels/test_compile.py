@@ -124,7 +124,7 @@ def test_rotate_and_cache_compiles(slots, in_fp8):
 @pytest.mark.parametrize("in_fp8", [False, True])
 def test_attention_compiles(B, heads, in_fp8):
     shape = attention.choose_shape(B, heads, 4096, 132, in_fp8=in_fp8)
-    integers = ("S", "T", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "table_stride")
+    integers = ("S", "T", "splits", "q_stride_t", "q_stride_h", "pe_stride_t", "pe_stride_h", "table_stride")
     signature = {
         **dict.fromkeys(("q_ptr", "q_pe_ptr", "keys_ptr", "o_ptr"), "*bf16"),
         **dict.fromkeys(("table_ptr", "lens_ptr"), "*i32"),
@@ -136,7 +136,7 @@ def test_attention_compiles(B, heads, in_fp8):
     }
     strides = (656, 164, 328) if in_fp8 else (576, 0, 576)
     constants = dict(zip(("LATENT_STRIDE", "SCALE_STRIDE", "KEY_STRIDE"), strides, strict=True))
-    constants |= {"H": heads, "C": 512, "R": 64, "PAGE": 64, "SPLITS": shape.splits, "BLOCK_C": 512, "BLOCK_R": 64}
+    constants |= {"H": heads, "C": 512, "R": 64, "PAGE": 64, "WHOLE": shape.splits == 1, "BLOCK_C": 512, "BLOCK_R": 64}
     constants |= {"BLOCK_X": shape.block_x, "BLOCK_L": shape.block_l, "OVERLAP": True}
     constants |= {} if in_fp8 else {"scales_ptr": None}
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
